@@ -1,0 +1,1 @@
+"""Metrics, calibration, baselines and submissions. Works on NumPy arrays and canonical rows, never on models."""

@@ -1,0 +1,1 @@
+"""Judges: anything that turns canonical rows into three raw logits each."""

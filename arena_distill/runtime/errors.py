@@ -1,0 +1,64 @@
+"""The errors a user can cause, each with the exit code that a script or scheduler sees.
+
+Exit codes: 0 done, 2 bad settings, 3 bad or missing input, 75 checkpointed and to be requeued, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from os import PathLike
+
+EXIT_BAD_SETTINGS = 2
+EXIT_BAD_INPUT = 3
+
+
+class ArenaError(Exception):
+    """Base of all errors that are the user's to mend; the message says what is wrong and what to do next."""
+
+    exit_code = 1
+
+
+class SettingsError(ArenaError):
+    """A flag, environment variable or profile entry is unknown, malformed or out of bounds."""
+
+    exit_code = EXIT_BAD_SETTINGS
+
+
+class InputError(ArenaError):
+    """An input file or directory is missing, damaged or not what the stage expects."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class DataError(InputError):
+    """A data file cannot be used. Names the file and, where known, the data row (from 1, header not counted) and column."""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | PathLike[str],
+        row: int | None = None,
+        column: str | None = None,
+        hint: str = "",
+    ) -> None:
+        self.problem, self.file, self.row, self.column, self.hint = problem, str(file), row, column, hint
+        where = str(file)
+        if row is not None:
+            where += f", row {row}"
+        if column is not None:
+            where += f", column {column!r}"
+        super().__init__(f"{where}: {problem}" + (f" -> {hint}" if hint else ""))
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run a worker's ``main``; print a user's error as one clear line and return the exit code."""
+    try:
+        return main() or 0
+    except ArenaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
