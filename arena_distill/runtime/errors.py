@@ -32,7 +32,7 @@ class InputError(ArenaError):
 
 
 class DataError(InputError):
-    """A data file cannot be used. Names the file and, where known, the data row (from 1, header not counted) and column."""
+    """A data file cannot be used. Names file, data row (from 1, header not counted) and column where known."""
 
     def __init__(
         self,

@@ -1,0 +1,94 @@
+"""Train, calibration and holdout parts of a base file: disjoint, grouped by prompt, and remembered with the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arena_distill.data.folds import make_folds
+from arena_distill.data.identity import rows_sha256
+from arena_distill.data.records import Rows
+from arena_distill.runtime.artifacts import write_atomically
+from arena_distill.runtime.errors import DataError, InputError
+
+SPLIT_FILE = "split.json"
+SPLIT_SCHEMA_VERSION = 1
+PARTS = 10  # calibration and holdout take one tenth each
+
+TRAIN, CALIBRATION, HOLDOUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part each base row belongs to, and of which data.
+
+    ``calibration`` rows choose the checkpoint and the temperature; ``holdout`` rows only ever score.
+    """
+
+    part: np.ndarray  # int8 [N] by base_idx: 0 train, 1 calibration, 2 holdout
+    rows_sha256: str
+
+    def select(self, rows: Rows, part: int) -> Rows:
+        """The base rows of one part, in file order."""
+        return rows.take(np.flatnonzero(self.part == part))
+
+    def save(self, directory: Path) -> None:
+        """Write ``split.json``."""
+        document = {
+            "schema_version": SPLIT_SCHEMA_VERSION,
+            "rows": len(self.part),
+            "rows_sha256": self.rows_sha256,
+            "calibration_base_idx": np.flatnonzero(self.part == CALIBRATION).tolist(),
+            "holdout_base_idx": np.flatnonzero(self.part == HOLDOUT).tolist(),
+        }
+        write_atomically(directory / SPLIT_FILE, json.dumps(document))
+
+
+def make_split(rows: Rows, seed: int, file: Path) -> Split:
+    """One tenth of the rows each for calibration and holdout, stratified by label and grouped by prompt.
+
+    With fewer than ten distinct prompts each part takes one fold of as many as there are prompts.
+
+    Raises:
+        DataError: fewer than three distinct prompts.
+    """
+    distinct = len(np.unique(rows["prompt_hash"].to_numpy()))
+    if distinct < 3:
+        raise DataError(
+            f"has {distinct} distinct prompts; train, calibration and holdout need at least three", file=file,
+            hint="give a larger file",
+        )  # fmt: skip
+    fold = make_folds(rows, n_folds=min(PARTS, distinct), seed=seed).fold
+    part = np.full(len(rows), TRAIN, dtype=np.int8)
+    part[fold == 0] = HOLDOUT
+    part[fold == 1] = CALIBRATION
+    return Split(part, rows_sha256(rows))
+
+
+def load_split(directory: Path, rows: Rows, train_file: Path) -> Split:
+    """The split that a model was trained with, checked against the base rows at hand.
+
+    Raises:
+        InputError: the model's directory has no split.
+        DataError: the rows are not those the model was trained on, so nothing could be said to be held out.
+    """
+    path = directory / SPLIT_FILE
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        part = np.full(int(document["rows"]), TRAIN, dtype=np.int8)
+        part[document["calibration_base_idx"]] = CALIBRATION
+        part[document["holdout_base_idx"]] = HOLDOUT
+        split = Split(part, str(document["rows_sha256"]))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing -> train the student first (--mode student-train)") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: broken ({error!r}) -> train the student again") from error
+    if split.rows_sha256 != rows_sha256(rows):
+        raise DataError(
+            f"these are not the {len(part):,} rows that {directory} was trained on", file=train_file,
+            hint="give the same --train-csv as in student-train, or train again",
+        )  # fmt: skip
+    return split

@@ -1,0 +1,227 @@
+"""The contract between stages: outputs appear whole, say what made them, and are made by one job at a time.
+
+A file is written under a temporary name and renamed. A directory is built in a hidden ``.NAME.partial`` beside its
+final place, receives ``manifest.json`` and is renamed when complete; the old one goes only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from arena_distill.runtime.errors import ArenaError, InputError
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA_VERSION = 1
+_REPORTED_PACKAGES = (
+    "arena-distill",
+    "torch",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "pyarrow",
+    "scikit-learn",
+    "scipy",
+)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``path`` so that a reader sees the old content or the new one, whole, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_path(path: Path) -> str:
+    """Hash of a file, or of a directory's files by name and content (hidden files and the manifest left out)."""
+    if path.is_file():
+        return sha256_file(path)
+    whole = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        relative = file.relative_to(path)
+        if file.name != MANIFEST and not any(part.startswith(".") for part in relative.parts):
+            whole.update(f"{relative.as_posix()}\0{sha256_file(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def fingerprint(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash of what determines an output: settings that matter and the hashes of its inputs."""
+    document = json.dumps({"settings": settings, "inputs": inputs}, sort_keys=True, default=str)
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    started: float,
+    details: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> dict[str, Any]:
+    """Write ``manifest.json`` for a finished output.
+
+    Args:
+        directory: the output; its files are hashed (a directory's one by one).
+        stage: which stage or mode made it.
+        settings: the resolved settings that determine it.
+        inputs: input name -> hash.
+        started: ``time.time()`` at the start, for the wall time.
+        details: row counts, metrics and what else belongs to this stage.
+        path: where to write, for an output that is a single file; by default inside ``directory``.
+    """
+    manifest = {
+        "schema_version": MANIFEST_SCHEMA_VERSION,
+        "stage": stage,
+        "fingerprint": fingerprint(settings, inputs),
+        "settings": dict(settings),
+        "inputs": dict(inputs),
+        "outputs": _output_hashes(directory),
+        "git_revision": git_revision(),
+        "versions": {name: _version(name) for name in _REPORTED_PACKAGES},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "wall_seconds": round(time.time() - started, 2),
+        **(details or {}),
+    }
+    write_atomically(path or directory / MANIFEST, json.dumps(manifest, indent=2, default=str) + "\n")
+    return manifest
+
+
+def _output_hashes(output: Path) -> dict[str, str]:
+    if output.is_file():
+        return {output.name: sha256_file(output)}
+    files = (p for p in sorted(output.iterdir()) if p.is_file() and p.name != MANIFEST and not p.name.startswith("."))
+    return {file.name: sha256_file(file) for file in files}
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a finished output directory, or None where there is none.
+
+    Raises:
+        InputError: there is one, but it is broken or of a newer schema.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: broken manifest ({error!r}) -> delete the directory and make it again") from error
+    if version != MANIFEST_SCHEMA_VERSION:
+        raise InputError(f"{path}: schema version {version}, expected {MANIFEST_SCHEMA_VERSION} -> make it again")
+    return dict(manifest)
+
+
+def is_up_to_date(directory: Path, expected_fingerprint: str) -> bool:
+    """Whether ``directory`` is complete, was made with these settings and inputs, and still has all its files."""
+    manifest = read_manifest(directory)
+    if manifest is None or manifest["fingerprint"] != expected_fingerprint:
+        return False
+    return all((directory / name).is_file() for name in manifest["outputs"])
+
+
+def partial_directory(final: Path, tag: str = "") -> Path:
+    """Where the next version of ``final`` is built; it survives a crash, so that work can resume in it.
+
+    ``tag`` keeps apart what runs with different settings leave behind.
+    """
+    return final.parent / f".{final.name}.partial{'-' if tag else ''}{tag}"
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Put the finished ``partial`` in the place of ``final`` by renaming; what stood there goes last."""
+    old = final.parent / f".{final.name}.replaced"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    try:
+        partial.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(final: Path) -> None:
+    """Undo a ``publish`` that was killed between its two renames."""
+    old = final.parent / f".{final.name}.replaced"
+    if old.is_dir() and not final.exists():
+        old.rename(final)
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the lock of ``output`` so that no second job writes it; the lock goes with the process.
+
+    Raises:
+        ArenaError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.parent / f".{output.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ArenaError(f"{output}: another job is writing it -> wait for that job, or choose another RUN") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def git_revision() -> str | None:
+    """Revision of this checkout, with ``+dirty`` if it has uncommitted changes; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        revision = _git(root, "rev-parse", "HEAD")
+        return revision + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    command: Iterable[str] = ("git", "-C", str(root), *words)
+    return subprocess.run(list(command), capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

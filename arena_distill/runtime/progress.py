@@ -1,0 +1,90 @@
+"""Progress of long work: rows/s, tokens/s and time left, as a bar on a terminal and as sparse lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+FIRST_LINE_SECONDS = 2.0
+LINE_SECONDS = 15.0
+
+
+class Progress:
+    """Counts rows and tokens of one task, and shows them on standard error.
+
+    On a terminal a bar (tqdm) is drawn. Elsewhere (a Slurm log) a line is printed after two seconds, then every
+    fifteen, and at the end; tasks shorter than two seconds print nothing.
+    """
+
+    def __init__(self, task: str, total_rows: int, unit: str = "rows") -> None:
+        self.task, self.total, self.unit = task, total_rows, unit
+        self.rows = self.tokens = 0
+        self.started = time.monotonic()
+        self._next_line = self.started + FIRST_LINE_SECONDS
+        self._shown = False
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_rows, desc=task, unit=f" {unit}", dynamic_ncols=True, leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(finished=kind is None)
+
+    def update(self, rows: int, tokens: int = 0) -> None:
+        """Count finished work."""
+        self.rows += rows
+        self.tokens += tokens
+        if self._bar is not None:
+            self._bar.update(rows)
+            self._bar.set_postfix_str(f"{self.tokens_per_second:,.0f} tokens/s", refresh=False)
+        elif time.monotonic() >= self._next_line:
+            self._print_line()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows (or whatever the unit is) finished per second of wall time."""
+        return self.rows / self.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens, padding not counted, per second of wall time."""
+        return self.tokens / self.seconds
+
+    def rates(self) -> str:
+        """Both rates in words."""
+        tokens = f", {self.tokens_per_second:,.0f} tokens/s" if self.tokens else ""
+        return f"{self.rows_per_second:,.1f} {self.unit}/s{tokens}"
+
+    def close(self, finished: bool = True) -> None:
+        """Take the bar down, and leave one line with the rates if the task was long enough to have shown any."""
+        if self._bar is not None:
+            self._bar.close()
+            self._shown = self.seconds > FIRST_LINE_SECONDS
+        if finished and self._shown:
+            print(f"{self.task}: {self.rows:,} {self.unit} in {_clock(self.seconds)}, {self.rates()}", file=sys.stderr)
+
+    def _print_line(self) -> None:
+        left = (self.total - self.rows) / max(self.rows_per_second, 1e-9)
+        share = 100 * self.rows / max(self.total, 1)
+        print(f"{self.task}: {share:3.0f} %, {self.rates()}, {_clock(left)} left", file=sys.stderr, flush=True)
+        self._shown = True
+        self._next_line = time.monotonic() + LINE_SECONDS
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return f"{whole // 60}:{whole % 60:02d}"

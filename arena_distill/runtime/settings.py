@@ -1,0 +1,156 @@
+"""Typed settings from the command line, the environment, a profile file and defaults, in that order of precedence.
+
+A stage's settings are one class. Each field is a flag (``--student-lr``), an environment variable (``STUDENT_LR``)
+and a line of ``--help``. A misspelt flag, or a variable that begins like one of ours but is none, is refused with the
+nearest name: a setting that silently does nothing costs a night on the cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from arena_distill.runtime.errors import SettingsError
+
+PROFILE_VARIABLE = "PROFILE"
+PROFILE_DIRECTORY = Path(__file__).resolve().parents[2] / "conf" / "profiles"
+
+Settings = TypeVar("Settings", bound="StageSettings")
+
+
+class StageSettings(BaseSettings):
+    """Base of every stage's settings: fields with a type, a bound, a unit and one line of help."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore",  # a profile also holds other stages' variables; flags and variables are checked by name below
+        case_sensitive=False,
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        env_ignore_empty=True,
+        protected_namespaces=(),
+    )
+
+    owned_prefixes: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of environment variables that belong to this project: an unknown name under one is an error."""
+
+    foreign_variables: ClassVar[frozenset[str]] = frozenset()
+    """Variables under an owned prefix that another stage reads."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line (added by ``parse_settings``), then environment, then profile."""
+        profile = _profile_file()
+        sources = (init_settings, env_settings)
+        return (*sources, DotEnvSettingsSource(settings_cls, env_file=profile)) if profile else sources
+
+
+def parse_settings(cls: type[Settings], argv: Iterable[str], *, program: str, description: str) -> Settings:
+    """Resolve the settings of one run.
+
+    Args:
+        cls: the stage's settings class.
+        argv: the command line without the program's name.
+        program: name shown in the usage line.
+        description: first lines of ``--help``.
+
+    Raises:
+        SettingsError: an unknown or malformed flag, variable or profile entry.
+        SystemExit: after ``--help``.
+    """
+    _refuse_unknown_variables(cls, os.environ, "environment")
+    if profile := _profile_file():
+        _refuse_unknown_variables(cls, _profile_entries(profile), str(profile))
+    parser = _Parser(prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    try:
+        source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
+            cls, cli_prog_name=program, root_parser=parser, cli_parse_args=list(argv)
+        )
+        return cls(_cli_settings_source=source)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=118)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse that refuses with our error, and names the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        for word in message.partition("unrecognized arguments:")[2].split():
+            if word.startswith("-"):
+                raise SettingsError(f"unknown flag {word.split('=')[0]}{_nearest(word.split('=')[0], known)}")
+        raise SettingsError(f"{message} -> see --help")
+
+    def format_usage(self) -> str:
+        return f"usage: {self.prog} [--flag value ...]\n"
+
+    def format_help(self) -> str:
+        body = super().format_help()
+        return self.format_usage() + body[body.index("\n\n") :] if "\n\n" in body else body
+
+
+def _profile_file() -> Path | None:
+    name = os.environ.get(PROFILE_VARIABLE, "")
+    if not name:
+        return None
+    path = Path(name) if name.endswith(".env") else PROFILE_DIRECTORY / f"{name}.env"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILE_DIRECTORY.glob("*.env"))) or "none yet"
+        raise SettingsError(
+            f"{PROFILE_VARIABLE}={name}: no such profile -> use one of: {known}, or a path to a .env file"
+        )
+    return path
+
+
+def _profile_entries(path: Path) -> Mapping[str, str | None]:
+    from dotenv import dotenv_values
+
+    return dotenv_values(path)
+
+
+def _refuse_unknown_variables(cls: type[StageSettings], variables: Iterable[str], where: str) -> None:
+    known = {name.upper() for name in cls.model_fields} | cls.foreign_variables
+    for variable in sorted(variables):
+        if variable.upper().startswith(cls.owned_prefixes) and variable.upper() not in known:
+            raise SettingsError(f"unknown variable {variable} in the {where}{_nearest(variable.upper(), known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f" -> did you mean {matches[0]}?" if matches else " -> see --help for the names"
+
+
+def _explain(problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    flag = f"--{name.replace('_', '-')} (or {name.upper()})" if name else "settings"
+    given = f", not {problem['input']!r}" if isinstance(problem["input"], str | int | float) else ""
+    message = str(problem["msg"])
+    message = message.removeprefix("Value error, ")
+    return f"{flag}: {message[:1].lower()}{message[1:]}{given}"

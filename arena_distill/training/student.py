@@ -1,0 +1,256 @@
+"""Fine-tuning a three-way classifier on votes, from settings to a finished directory.
+
+What it can do: any ``AutoModelForSequenceClassification`` backbone, full fine-tuning, soft or hard votes, label
+smoothing, swap augmentation, best checkpoint by Kaggle log loss, early stopping, bf16/fp16, gradient checkpointing,
+several processes by ``torchrun``, and going on after a kill as if nothing had happened. What it can't: LoRA.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+
+from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
+from arena_distill.data.records import SWAPPED, Rows, targets
+from arena_distill.models.classifier import check_backbone, check_lengths, load_classifier, load_tokenizer, token_types
+from arena_distill.runtime.artifacts import (
+    fingerprint,
+    is_up_to_date,
+    locked,
+    partial_directory,
+    publish,
+    read_manifest,
+    recover,
+    sha256_path,
+    write_atomically,
+    write_manifest,
+)
+from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.training.student_data import StudentData, find_file, load_student_data
+from arena_distill.training.student_settings import StudentSettings
+from arena_distill.training.trainer import (
+    LOG_LOSS,
+    PreferenceDataset,
+    PreferenceTrainer,
+    ProgressReport,
+    last_whole_checkpoint,
+)
+
+STAGE = "student-train"
+
+# What these settings say does not change the weights.
+_WITHOUT_EFFECT = {
+    "mode", "test_csv", "labels_csv", "truth_parquet", "output_dir", "run", "force", "report_to", "train_csv",
+    "student_output_model_dir", "student_submission_path", "student_stats_only", "student_eval_batch_size",
+    "student_num_workers", "student_infer_8bit", "student_infer_tta_lengths", "student_infer_tta_swap",
+    "student_extra_csvs",
+}  # fmt: skip
+
+
+def train_student(settings: StudentSettings) -> Path:
+    """Train a student, or find that it is there already.
+
+    A run that was killed goes on from its last checkpoint and ends with the same weights. The directory appears
+    whole, with ``manifest.json``; a model that stood there before stays until then.
+
+    Returns:
+        The student's directory.
+
+    Raises:
+        ArenaError: bad settings or input, or another job is training the same student.
+    """
+    started = time.time()
+    _check_device(settings)
+    backbone = check_backbone(settings.student_model, "--student-model")
+    final = settings.model_dir
+    recover(final)
+    inputs = _input_hashes(settings, backbone)
+    decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
+    wanted = fingerprint(decisive, inputs)
+    if final.exists() and read_manifest(final) is None and any(final.iterdir()) and not settings.force:
+        raise InputError(
+            f"{final}: exists and is not a student of ours -> choose another --student-output-model-dir, or --force"
+        )
+    if not settings.force and is_up_to_date(final, wanted):
+        print(f"{final}: up to date (--force trains it again)")
+        return final
+    with locked(final):
+        partial = _open_partial(final, wanted)
+        data = load_student_data(settings)
+        print(data)
+        result = _fit(settings, backbone, data, partial / "work")
+        _finish(settings, data, result, partial, decisive, inputs, started)
+        publish(partial / "model", final)
+        shutil.rmtree(partial)
+    print(f"{final}: trained in {time.time() - started:.0f} s; calibration rows: log loss {result.best_log_loss:.4f}")
+    return final
+
+
+class _Result:
+    """What training leaves behind: the trainer with the best weights loaded, and how it got there."""
+
+    def __init__(self, trainer: PreferenceTrainer, tokenizer: Any, layout: TextFormat, fresh: bool, rows: int) -> None:
+        self.trainer, self.tokenizer, self.layout, self.fresh_head, self.rows = trainer, tokenizer, layout, fresh, rows
+        self.best_log_loss = float(trainer.state.best_metric or float("nan"))
+
+
+def _fit(settings: StudentSettings, backbone: str, data: StudentData, work: Path) -> _Result:
+    set_seed(settings.seed)
+    tokenizer = load_tokenizer(backbone, settings.student_use_fast_tokenizer)
+    model, fresh = load_classifier(backbone, tokenizer, dtype=torch.float32)
+    check_lengths(model, [settings.student_max_length], "--student-max-length")
+    if fresh:
+        print("the classification head is new (the backbone has none with three labels)")
+    layout = TextFormat.for_tokenizer(tokenizer, token_types(model))
+    dataset = make_dataset(data.train, tokenizer, layout, settings.student_max_length, settings.student_swap_augment)
+    calibration = make_dataset(data.calibration, tokenizer, layout, settings.student_max_length, swap_too=False)
+    arguments = _training_arguments(settings, work, len(dataset))
+    trainer = PreferenceTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=calibration.longest_first(),
+        processing_class=tokenizer,
+        pad_id=tokenizer.pad_token_id,
+        label_smoothing=settings.student_label_smoothing,
+    )
+    rows_per_step = settings.student_train_batch_size * settings.student_grad_accum * arguments.world_size
+    trainer.add_callback(ProgressReport(rows_per_step))
+    if settings.student_early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(settings.student_early_stopping))
+    checkpoint = last_whole_checkpoint(work)
+    if checkpoint:
+        print(f"going on from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _Result(trainer, tokenizer, layout, fresh, len(dataset))
+
+
+def make_dataset(rows: Rows, tokenizer: Any, layout: TextFormat, max_length: int, swap_too: bool) -> PreferenceDataset:
+    """Sequences and targets of ``rows``; with ``swap_too`` each row stands in both orders, its vote turned round."""
+    views = [View(max_length), View(max_length, swap=True)] if swap_too else [View(max_length)]
+    sequences, number = assemble(tokenize_rows(rows, tokenizer), layout, views)
+    votes = targets(rows)
+    both = np.concatenate([votes[:, SWAPPED] if view.swap else votes for view in views])
+    return PreferenceDataset(sequences.take(number.ravel()), both)
+
+
+def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> TrainingArguments:
+    by_steps = bool(settings.student_save_steps)
+    rhythm: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    if by_steps:
+        steps = settings.student_save_steps
+        rhythm = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": steps, "save_steps": steps}
+    trackers = [name.strip() for name in settings.report_to.split(",") if name.strip()] or ["none"]
+    try:
+        return TrainingArguments(
+            output_dir=str(work),
+            run_name=settings.run or settings.model_dir.name,
+            num_train_epochs=settings.student_epochs,
+            max_steps=settings.student_max_steps or -1,
+            per_device_train_batch_size=settings.student_train_batch_size,
+            per_device_eval_batch_size=settings.student_eval_batch_size,
+            gradient_accumulation_steps=settings.student_grad_accum,
+            activation_checkpointing=settings.student_gradient_checkpointing,
+            learning_rate=settings.student_learning_rate,
+            warmup_steps=settings.student_warmup_ratio if settings.student_warmup_ratio < 1 else 1.0,
+            weight_decay=settings.student_weight_decay,
+            bf16=settings.student_bf16,
+            fp16=settings.student_fp16,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_num_workers=settings.student_num_workers,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            label_names=["labels"],
+            load_best_model_at_end=True,
+            metric_for_best_model=LOG_LOSS,
+            greater_is_better=False,
+            save_total_limit=1,
+            restore_callback_states_from_checkpoint=True,
+            average_tokens_across_devices=False,  # True doubles loss and gradient under two processes
+            include_num_input_tokens_seen="non_padding",
+            logging_steps=max(
+                1, min(50, rows // (settings.student_train_batch_size * settings.student_grad_accum) // 4)
+            ),
+            report_to=trackers,
+            seed=settings.seed,
+            disable_tqdm=True,
+            **rhythm,
+        )
+    except (ValueError, ImportError) as error:
+        raise SettingsError(f"these settings do not go together: {error}") from error
+
+
+def _check_device(settings: StudentSettings) -> None:
+    if settings.student_fp16 and not torch.cuda.is_available():
+        raise SettingsError("--student-fp16 needs a CUDA GPU and there is none -> use --student-bf16")
+
+
+def _input_hashes(settings: StudentSettings, backbone: str) -> dict[str, str]:
+    hashes = {"train_csv": _data_hash(find_file(settings.train_csv, "train", "--train-csv"))}
+    for number, extra in enumerate(settings.extra_csvs):
+        hashes[f"extra_csv_{number}"] = _data_hash(extra)
+    hashes["student_model"] = sha256_path(Path(backbone)) if Path(backbone).is_dir() else backbone
+    return hashes
+
+
+def _data_hash(path: Path) -> str:
+    if not path.is_file():
+        from arena_distill.data.loading import load_labelled
+
+        load_labelled(path)  # says what is wrong with the path
+    return sha256_path(path)
+
+
+def _open_partial(final: Path, wanted: str) -> Path:
+    """The directory to work in; one left by a run with the same settings and inputs is gone on with."""
+    partial = partial_directory(final, wanted[:12])
+    partial.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial / "model", ignore_errors=True)
+    for other in final.parent.glob(f"{partial_directory(final).name}-*"):
+        if other != partial:
+            print(f"note: {other} is left from an interrupted run with other settings; delete it when not needed")
+    return partial
+
+
+def _finish(
+    settings: StudentSettings,
+    data: StudentData,
+    result: _Result,
+    partial: Path,
+    decisive: dict[str, Any],
+    inputs: dict[str, str],
+    started: float,
+) -> None:
+    model_dir = partial / "model"
+    result.trainer.save_model(str(model_dir))
+    (model_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
+    result.layout.save(model_dir)
+    data.split.save(model_dir)
+    state = result.trainer.state
+    write_atomically(model_dir / "training_log.json", json.dumps(state.log_history, indent=1))
+    write_manifest(
+        model_dir,
+        stage=STAGE,
+        settings=decisive,
+        inputs=inputs,
+        started=started,
+        details={
+            "all_settings": settings.dump(),
+            "files": [loaded.summary.as_dict() for loaded in data.loaded],
+            "rows": {
+                "train": len(data.train),
+                "train_sequences": result.rows,
+                "calibration": len(data.calibration),
+                "holdout": len(data.holdout),
+            },
+            "fresh_head": result.fresh_head,
+            "metrics": {"calibration_log_loss": result.best_log_loss, "steps": state.global_step},
+        },
+    )

@@ -1,0 +1,122 @@
+"""The rows a student trains on: base file, extra files, split, and what became of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from arena_distill.data.loading import Loaded, load_labelled
+from arena_distill.data.merging import (
+    MergeCounts,
+    first_of_each_prompt,
+    is_extra,
+    merge,
+    shares_prompt,
+    shuffle_extra_ab,
+)
+from arena_distill.data.records import Rows
+from arena_distill.data.splits import CALIBRATION, HOLDOUT, TRAIN, Split, make_split
+from arena_distill.runtime.errors import DataError, InputError
+from arena_distill.training.student_settings import StudentSettings
+
+DEFAULT_DIRECTORIES = (Path("data"), Path("data/lmsys-chatbot-arena"))
+
+
+@dataclass(frozen=True)
+class StudentData:
+    """Canonical rows of each part, with the counts that a user asks about."""
+
+    train: Rows  # base rows of the train part, then extra rows
+    calibration: Rows
+    holdout: Rows
+    split: Split
+    counts: MergeCounts
+    loaded: Sequence[Loaded]  # base file first
+
+    def __str__(self) -> str:
+        counts = self.counts
+        lines = [str(loaded.summary) for loaded in self.loaded]
+        lines += [
+            f"merged        {counts.merged:>9,}  ({counts.base:,} base + {counts.extra:,} extra)",
+            f"deduplicated  {counts.duplicate_base + counts.duplicate_extra:>9,}  removed "
+            f"({counts.duplicate_base:,} base, {counts.duplicate_extra:,} extra)",
+            f"held out      {counts.held_out_extra:>9,}  extra rows left out: their prompt is held out",
+            f"A/B shuffled  {counts.shuffled_extra:>9,}  extra rows",
+            f"used          {len(self.train) + len(self.calibration) + len(self.holdout):>9,}  "
+            f"(train {len(self.train):,}, calibration {len(self.calibration):,}, holdout {len(self.holdout):,})",
+        ]
+        return "\n".join(lines)
+
+
+def find_file(given: str, name: str, flag: str) -> Path:
+    """The file a setting names, or the first existing one of the default layout (.csv, .parquet or .jsonl).
+
+    Raises:
+        InputError: nothing was given and nothing is there.
+    """
+    if given:
+        return Path(given)
+    for directory in DEFAULT_DIRECTORIES:
+        for suffix in (".csv", ".parquet", ".jsonl"):
+            if (path := directory / f"{name}{suffix}").exists():
+                return path
+    places = " or ".join(str(directory / f"{name}.csv") for directory in DEFAULT_DIRECTORIES)
+    raise InputError(f"no {name} file: {places} does not exist -> put it there or give {flag}")
+
+
+def load_base(settings: StudentSettings) -> tuple[Path, Loaded]:
+    """The base training file."""
+    path = find_file(settings.train_csv, "train", "--train-csv")
+    return path, load_labelled(path)
+
+
+def load_student_data(settings: StudentSettings) -> StudentData:
+    """Load, merge, de-duplicate, split and shuffle, in that order.
+
+    The split covers all base rows and is made before any row is removed or sampled, so that settings that choose
+    training rows never move a row between the parts. Extra rows whose prompt is held out are left out.
+
+    Raises:
+        DataError: a file cannot be used, or no training rows are left.
+    """
+    path, base = load_base(settings)
+    extras = [load_labelled(extra) for extra in settings.extra_csvs]
+    split = make_split(base.rows, settings.seed, path)
+    calibration, holdout = split.select(base.rows, CALIBRATION), split.select(base.rows, HOLDOUT)
+    train_base = split.select(base.rows, TRAIN)
+    if settings.student_max_samples:
+        train_base = _sample(train_base, settings.student_max_samples, settings.seed)
+    rows = merge(train_base, [loaded.rows for loaded in extras])
+    held_out = shares_prompt(rows, pa.concat_tables([calibration, holdout])) & is_extra(rows)
+    rows = rows.filter(pa.array(~held_out))
+    duplicate_base = duplicate_extra = 0
+    if settings.student_dedup_by_prompt:
+        keep = first_of_each_prompt(rows)
+        duplicate_extra = int((~keep & is_extra(rows)).sum())
+        duplicate_base = int((~keep).sum()) - duplicate_extra
+        rows = rows.filter(pa.array(keep))
+    shuffled = 0
+    if settings.student_shuffle_ab:
+        rows, shuffled = shuffle_extra_ab(rows, settings.seed)
+    if not len(rows):
+        raise DataError("no training rows are left", file=path, hint="give more rows, or fewer restrictions")
+    counts = MergeCounts(
+        base=len(base.rows),
+        extra=sum(len(loaded.rows) for loaded in extras),
+        duplicate_base=duplicate_base,
+        duplicate_extra=duplicate_extra,
+        held_out_extra=int(held_out.sum()),
+        shuffled_extra=shuffled,
+    )
+    return StudentData(rows, calibration, holdout, split, counts, [base, *extras])
+
+
+def _sample(rows: Rows, count: int, seed: int) -> Rows:
+    if count >= len(rows):
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+    return rows.take(np.sort(chosen))

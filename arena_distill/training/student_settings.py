@@ -1,0 +1,125 @@
+"""Settings of the student path (``main.py --mode student-…``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from arena_distill.runtime.settings import StageSettings
+
+Mode = Literal["student-train", "student-calibrate", "student-eval-holdout", "student-infer"]
+
+
+def _lengths(text: str) -> str:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError("use token counts separated by commas, such as 512,1024")
+    return ",".join(parts)
+
+
+class StudentSettings(StageSettings):
+    """Everything the student path can be told."""
+
+    owned_prefixes: ClassVar[tuple[str, ...]] = ("STUDENT_",)
+
+    mode: Mode = Field(description="what to do; required")
+
+    train_csv: str = Field(
+        "",
+        description="training votes (.csv, .parquet, .jsonl); default data/[lmsys-chatbot-arena/]train.csv",
+    )
+    test_csv: str = Field("", description="rows to predict; default data/[lmsys-chatbot-arena/]test.csv")
+    labels_csv: str = Field("", description="votes on the test rows; if given, student-infer prints a table of scores")
+    truth_parquet: str = Field(
+        "", description="true probabilities of the test rows (.parquet), for the Bayes-optimal line of that table"
+    )
+    output_dir: Path = Field(Path(), description="model_save/ and sub/ are made here")
+    run: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]*$", description="run name: outputs go to model_save/RUN/ and sub/RUN_*"
+    )
+    seed: int = Field(42, ge=0, description="of split, shuffling, initialisation and dropout")
+    force: bool = Field(False, description="train again even if an up-to-date model is there")
+    report_to: str = Field("none", description="experiment trackers, comma list: tensorboard, wandb, mlflow, or none")
+
+    student_model: str = Field("distilbert-base-uncased", description="backbone: hub name or directory")
+    student_output_model_dir: str = Field("", description="the student; default model_save/[RUN/]student_distilbert")
+    student_submission_path: str = Field("", description="default sub/[RUN_]student_submission.csv")
+
+    student_epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    student_max_steps: int = Field(0, ge=0, description="stop after this many optimizer steps; 0: by epochs")
+    student_max_samples: int = Field(0, ge=0, description="use only this many base rows, drawn by seed; 0: all")
+    student_max_length: int = Field(512, ge=16, description="tokens a sequence (prompt + both answers)")
+    student_learning_rate: float = Field(5e-5, gt=0, description="peak, AdamW")
+    student_warmup_ratio: float = Field(0.06, ge=0, le=1, description="share of the steps")
+    student_weight_decay: float = Field(0.01, ge=0, description="AdamW")
+    student_label_smoothing: float = Field(
+        0.05, ge=0, lt=1, description="mass moved from the vote to all three classes"
+    )
+    student_early_stopping: int = Field(
+        2, ge=0, description="evaluations without a better log loss; 0: never stop early"
+    )
+    student_train_batch_size: int = Field(16, ge=1, description="rows a device and step")
+    student_eval_batch_size: int = Field(
+        32, ge=1, description="rows: budget is this many of --student-max-length tokens"
+    )
+    student_grad_accum: int = Field(1, ge=1, description="steps summed before an update")
+    student_gradient_checkpointing: bool = Field(False, description="less memory, about 30 percent more time")
+    student_fp16: bool = Field(False, description="train and infer in float16 (CUDA only)")
+    student_bf16: bool = Field(False, description="train and infer in bfloat16")
+    student_num_workers: int = Field(0, ge=0, description="data loader processes")
+    student_save_steps: int = Field(
+        0, ge=0, description="checkpoint and evaluate every this many steps; 0: every epoch"
+    )
+    student_swap_augment: bool = Field(False, description="train on both orders of every pair")
+    student_use_fast_tokenizer: bool = Field(True, description="the Rust tokenizer, where the model has one")
+
+    student_extra_csvs: str = Field("", description="extra training files, comma list; never held out")
+    student_shuffle_ab: bool = Field(False, description="swap A and B in a random half of the extra rows")
+    student_dedup_by_prompt: bool = Field(
+        False, description="keep the first row of each prompt, base rows before extra"
+    )
+    student_stats_only: bool = Field(False, description="count rows and tokens, time a dry run, train nothing")
+
+    student_infer_8bit: bool = Field(False, description="load the weights as int8 (bitsandbytes), head left as it is")
+    student_infer_tta_lengths: Annotated[str, AfterValidator(_lengths)] = Field(
+        "", description="length limits to average over, such as 512,1024; default --student-max-length alone"
+    )
+    student_infer_tta_swap: bool = Field(True, description="average over both orders of the answers")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudentSettings:
+        if self.student_fp16 and self.student_bf16:
+            raise ValueError("--student-fp16 and --student-bf16 exclude each other: choose one")
+        return self
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the student is, or will be."""
+        if self.student_output_model_dir:
+            return Path(self.student_output_model_dir)
+        return self.output_dir / "model_save" / self.run / "student_distilbert"
+
+    @property
+    def submission_path(self) -> Path:
+        """Where ``student-infer`` writes."""
+        if self.student_submission_path:
+            return Path(self.student_submission_path)
+        prefix = f"{self.run}_" if self.run else ""
+        return self.output_dir / "sub" / f"{prefix}student_submission.csv"
+
+    @property
+    def extra_csvs(self) -> list[Path]:
+        """Extra training files."""
+        return [Path(part.strip()) for part in self.student_extra_csvs.split(",") if part.strip()]
+
+    @property
+    def tta_lengths(self) -> list[int]:
+        """Length limits of test-time augmentation, tokens."""
+        lengths = [int(part) for part in self.student_infer_tta_lengths.split(",") if part]
+        return lengths or [self.student_max_length]
+
+    def dump(self) -> dict[str, Any]:
+        """All settings as plain values, for manifests."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,202 @@
+"""Hugging Face Trainer on preference rows: length-grouped batches, soft targets, honest rates, resumable runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from arena_distill.data.prompts import Sequences
+from arena_distill.evaluation.metrics import score, softmax
+from arena_distill.models.classifier import pad_batch
+from arena_distill.runtime.progress import Progress
+from arena_distill.training.losses import soft_cross_entropy
+
+LOG_LOSS = "log_loss"
+BUCKET_BATCHES = 16  # batches that are sorted by length together: little padding, and still well mixed
+
+
+class PreferenceDataset(Dataset):
+    """Token sequences with class targets. An item is this data set and a row number; ``collate`` makes the tensors."""
+
+    def __init__(self, sequences: Sequences, targets: np.ndarray) -> None:
+        assert len(sequences) == len(targets)
+        self.sequences = sequences
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, row: int) -> tuple[PreferenceDataset, int]:
+        return self, int(row)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, ``[N]``."""
+        return self.sequences.ids.lengths
+
+    def longest_first(self) -> PreferenceDataset:
+        """The same rows sorted by length, so that evaluation wastes nothing on padding."""
+        order = np.argsort(-self.lengths, kind="stable")
+        return PreferenceDataset(self.sequences.take(order), self.targets.numpy()[order])
+
+
+def collate(items: Sequence[tuple[PreferenceDataset, int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Model inputs and ``labels`` (targets, float32 ``[B, 3]``) of items of one data set."""
+    data, rows = items[0][0], np.array([row for _, row in items])
+    return {**pad_batch(data.sequences, rows, pad_id), "labels": data.targets[rows]}
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A random order in which every batch holds rows of similar length.
+
+    Rows are shuffled, cut into buckets of a few batches, sorted by length inside each bucket, and the batches are
+    shuffled. The order depends on seed and epoch alone, so a resumed run sees what an uninterrupted one would have.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.lengths))
+        bucket = self.batch_size * BUCKET_BATCHES
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), bucket):
+            rows = order[start : start + bucket]
+            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+            batches += [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        last = [batches.pop()] if len(order) % self.batch_size else []  # a short batch must stay at the end
+        for index in [*generator.permutation(len(batches)), *range(len(batches), len(batches) + len(last))]:
+            yield from [*batches, *last][index].tolist()
+
+
+class PreferenceTrainer(Trainer):
+    """Trainer with our sampler and our loss; everything else is Hugging Face's."""
+
+    def __init__(self, *, pad_id: int, label_smoothing: float, **options: Any) -> None:
+        self._label_smoothing = label_smoothing
+        super().__init__(
+            data_collator=partial(collate, pad_id=pad_id),
+            compute_loss_func=self._loss,
+            compute_metrics=log_loss_metrics,
+            **options,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(_SetSamplerEpoch(self))
+
+    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> Any:
+        losses = soft_cross_entropy(outputs["logits"], labels, self._label_smoothing)
+        if num_items_in_batch is None:
+            return losses.mean()
+        # The Trainer counts label elements over all accumulated batches: dividing by rows weighs every row alike.
+        return losses.sum() * labels.shape[-1] / num_items_in_batch
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        data: PreferenceDataset = train_dataset if train_dataset is not None else self.train_dataset
+        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed)
+        return self.train_sampler
+
+
+class _SetSamplerEpoch(TrainerCallback):
+    """Tells the sampler its epoch by the step count: data loaders lose it when they skip rows in a resumed run."""
+
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        sampler = self.trainer.train_sampler
+        rows_per_step = sampler.batch_size
+        sampler.epoch = state.global_step // -(-len(sampler) // rows_per_step)
+
+
+def log_loss_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Kaggle log loss and the other scores of the evaluation rows."""
+    scores = score(
+        softmax(np.asarray(prediction.predictions, np.float64)), np.asarray(prediction.label_ids, np.float64)
+    )
+    return {LOG_LOSS: scores.log_loss, "accuracy": scores.accuracy, "ece": scores.ece}
+
+
+class ProgressReport(TrainerCallback):
+    """Rows/s, tokens/s and time left while training, and one line per evaluation."""
+
+    def __init__(self, rows_per_step: int) -> None:
+        self.rows_per_step = rows_per_step
+        self.progress: Progress | None = None
+        self._tokens = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Start the clock."""
+        left = state.max_steps - state.global_step
+        self.progress = Progress("training", left * self.rows_per_step)
+        self._tokens = int(state.num_input_tokens_seen)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Count one optimizer step."""
+        assert self.progress is not None
+        seen = int(state.num_input_tokens_seen)
+        self.progress.update(self.rows_per_step, seen - self._tokens)
+        self._tokens = seen
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kw: Any
+    ) -> None:
+        """Say how the calibration rows score."""
+        if metrics and state.is_world_process_zero:
+            print(
+                f"step {state.global_step:>6,}  epoch {state.epoch or 0:5.2f}  "
+                f"log loss {metrics['eval_log_loss']:.4f}  accuracy {metrics['eval_accuracy']:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Take the bar down."""
+        if self.progress is not None:
+            self.progress.close()
+
+
+_CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; torn ones, which a kill leaves behind, are removed.
+
+    The Trainer writes ``trainer_state.json`` last, so a readable one means that the files before it are whole.
+    """
+    whole: list[Path] = []
+    for path in directory.glob("checkpoint-*"):
+        if _is_whole(path):
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    weights = any(checkpoint.glob("*.safetensors"))
+    if not weights or not any(checkpoint.glob("rng_state*.pth")):
+        return False
+    if not all((checkpoint / name).is_file() for name in _CHECKPOINT_FILES):
+        return False
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    except ValueError:
+        return False
+    return True
