@@ -13,7 +13,6 @@ from arena_distill.data.prompts import Sequences, TextFormat, View, assemble, to
 from arena_distill.data.records import SWAPPED, Rows
 from arena_distill.models.classifier import (
     HEAD_MODULES,
-    check_backbone,
     check_lengths,
     load_classifier,
     load_tokenizer,
@@ -130,9 +129,9 @@ def load_judge(
         InputError: there is no student at ``path``, its files are damaged, or its head is missing.
         SettingsError: what was asked for cannot be done on this machine.
     """
-    directory = Path(check_backbone(str(path), "student"))
-    if not directory.is_dir():
-        raise InputError(f"{path}: no such directory -> train a student first (--mode student-train)")
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{path}: no student there (no config.json) -> train one first (--mode student-train)")
     layout = TextFormat.load(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "float16" and device == "cpu":

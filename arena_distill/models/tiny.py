@@ -39,6 +39,8 @@ def make_tiny_model(family: str, texts: Iterable[str], directory: Path, size: Ti
         size: dimensions.
         seed: of the weights.
 
+    Equal arguments give equal files.
+
     Returns:
         Number of parameters.
     """
@@ -54,23 +56,44 @@ def make_tiny_model(family: str, texts: Iterable[str], directory: Path, size: Ti
 
 
 def _encoder_tokenizer(texts: Iterable[str], size: TinySize) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(_wordpiece_vocabulary(list(texts), size), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size.vocabulary, special_tokens=list(ENCODER_SPECIALS), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
     )
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), ENCODER_SPECIALS, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=size.positions, **names)
+
+
+def _wordpiece_vocabulary(texts: list[str], size: TinySize) -> dict[str, int]:
+    """A WordPiece vocabulary that depends on ``texts`` alone.
+
+    The trainer numbers the continuation characters in the order of a hash map, which differs between runs, and breaks
+    ties by those numbers; naming the characters beforehand fixes both.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    characters = sorted(set(normalizer.normalize_str("".join(texts))))
+    continuations = [f"##{character}" for character in characters if not character.isspace()]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size.vocabulary,
+        special_tokens=[*ENCODER_SPECIALS, *continuations],
+        limit_alphabet=max(len(characters), 1),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary
 
 
 _DECODER_SPECIALS = {

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad settings, 3 bad or missing input, 75 checkpointed and 
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from os import PathLike
@@ -54,6 +55,8 @@ class DataError(InputError):
 
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a worker's ``main``; print a user's error as one clear line and return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in a job log, lines and progress must stand in order
     try:
         return main() or 0
     except ArenaError as error:

@@ -93,9 +93,13 @@ def parse_settings(cls: type[Settings], argv: Iterable[str], *, program: str, de
         raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
 
 
-class _HelpFormatter(argparse.HelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=36, width=118)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        return text.replace(" (default: )", "").replace(" (required)", "")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,8 +116,8 @@ class _Parser(argparse.ArgumentParser):
         return f"usage: {self.prog} [--flag value ...]\n"
 
     def format_help(self) -> str:
-        body = super().format_help()
-        return self.format_usage() + body[body.index("\n\n") :] if "\n\n" in body else body
+        _, _, body = super().format_help().partition("\n\n")
+        return f"{self.format_usage()}\n{body.lstrip()}"
 
 
 def _profile_file() -> Path | None:

@@ -23,7 +23,7 @@ from arena_distill.runtime.progress import Progress
 from arena_distill.training.losses import soft_cross_entropy
 
 LOG_LOSS = "log_loss"
-BUCKET_BATCHES = 16  # batches that are sorted by length together: little padding, and still well mixed
+BUCKET_BATCHES = 32  # batches that are sorted by length together: little padding, and still well mixed
 
 
 class PreferenceDataset(Dataset):

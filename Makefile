@@ -1,0 +1,48 @@
+# make demo    train a student on the sample votes, calibrate it, predict the test rows, print how good it is
+# make test    the whole test suite
+# Both set up what they need first: a virtual environment with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV   := $(shell test -f conf/cluster.sh && . ./conf/cluster.sh >/dev/null 2>&1; printf %s "$${VENV_DIR:-.venv}")
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+TORCH_PIP_ARGS ?=
+
+# The demo's data and model; give your own: make demo TRAIN=votes.csv TEST=pairs.csv LABELS=labels.csv STUDENT_MODEL=dir
+TRAIN  ?= data/sample/train.csv
+TEST   ?= data/sample/test.csv
+LABELS ?= $(if $(filter data/sample/test.csv,$(TEST)),data/sample/test_labels.csv)
+TRUTH  ?= $(if $(filter data/sample/test.csv,$(TEST)),data/sample/truth.parquet)
+TINY   := model_save/demo_backbone
+STUDENT_MODEL ?=
+
+.PHONY: setup demo test lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade 'pip>=24'
+	$(PY) -m pip install --quiet $(TORCH_PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip check
+	touch $@
+
+demo: $(READY)
+	TRAIN_CSV=$(TRAIN) TEST_CSV=$(TEST) LABELS_CSV=$(LABELS) TRUTH_PARQUET=$(TRUTH) STUDENT_MODEL=$(STUDENT_MODEL) \
+		DEMO_BACKBONE=$(TINY) bash scripts/demo.sh
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/shellcheck --external-sources $(shell git ls-files '*.sh' .ci/run)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""Parquet files as raw Arrow columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arena_distill.data import raw
+from arena_distill.data.raw import RawFile, damage
+from arena_distill.data.summary import LoadSummary
+
+MAX_BATCH_ROWS = 16384
+
+
+class ParquetFile(RawFile):
+    """A Parquet file; columns keep their Arrow types."""
+
+    def __init__(self, path: Path, summary: LoadSummary) -> None:
+        with damage(path, "damaged Parquet file"):
+            file = pq.ParquetFile(path, memory_map=True)
+            names = [str(name) for name in file.schema_arrow.names]
+        super().__init__(path, names, summary)
+
+    def batches(self, wanted: list[str], summary: LoadSummary) -> Iterator[dict[str, pa.Array]]:
+        """See ``RawFile.batches``."""
+        names = [self.header[self.columns[name]] for name in wanted]
+        with damage(self.path, "damaged Parquet file"):
+            file = pq.ParquetFile(self.path, memory_map=True)
+            batches = file.iter_batches(batch_size=_rows_a_batch(file.metadata), columns=names, use_threads=False)
+        while True:
+            with damage(self.path, "damaged Parquet file"):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                batch.validate()
+                columns = {name: batch.column(raw_name) for name, raw_name in zip(wanted, names, strict=True)}
+            yield columns
+
+
+def _rows_a_batch(metadata: pq.FileMetaData) -> int:
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(1, min(MAX_BATCH_ROWS, raw.BLOCK_BYTES * metadata.num_rows // max(size, 1)))

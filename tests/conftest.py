@@ -1,0 +1,74 @@
+"""Fixtures that several test modules share: a tiny backbone and a student trained on a few sample rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLE = REPOSITORY / "data" / "sample"
+
+GENERAL_SETTINGS = {
+    *("PROFILE", "MODE", "RUN", "SEED", "FORCE", "REPORT_TO"),
+    *("TRAIN_CSV", "TEST_CSV", "LABELS_CSV", "TRUTH_PARQUET", "OUTPUT_DIR"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that a developer has exported must not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith(("STUDENT_", "DISTILL_", "CV_")) or name in GENERAL_SETTINGS:
+            monkeypatch.delenv(name)
+
+
+def _head_of(file: Path, rows: int, into: Path) -> Path:
+    import csv
+
+    with file.open(newline="", encoding="utf-8") as source, into.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        for number, row in enumerate(csv.reader(source)):
+            if number > rows:
+                break
+            writer.writerow(row)
+    return into
+
+
+@pytest.fixture(scope="session")
+def small_train_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 160 sample votes."""
+    return _head_of(SAMPLE / "train.csv", 160, tmp_path_factory.mktemp("data") / "train.csv")
+
+
+@pytest.fixture(scope="session")
+def small_test_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 40 sample pairs to predict."""
+    return _head_of(SAMPLE / "test.csv", 40, tmp_path_factory.mktemp("data") / "test.csv")
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> list[str]:
+    """All texts of the sample's training file."""
+    from arena_distill.data.loading import load_texts
+    from arena_distill.data.prompts import texts_of
+
+    return [text for column in texts_of(load_texts(SAMPLE / "train.csv")) for text in column.to_pylist()]
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory, sample_texts: list[str]) -> Iterator[Path]:
+    """A directory with one very small random checkpoint per family."""
+    from arena_distill.models.quiet import quiet_libraries
+    from arena_distill.models.tiny import TinySize, families, make_tiny_model
+
+    quiet_libraries()
+    directory = tmp_path_factory.mktemp("backbones")
+    size = TinySize(hidden=32, layers=1, heads=2, vocabulary=1500, positions=512)
+    for family in families():
+        make_tiny_model(family, sample_texts, directory / family, size, seed=1)
+    yield directory

@@ -1,0 +1,147 @@
+"""A finished student: complete, up to date, loadable by plain transformers, for every architecture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arena_distill.data.loading import load_test
+from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
+from arena_distill.inference.judge import load_judge
+from arena_distill.models.classifier import pad_batch
+from arena_distill.runtime.artifacts import sha256_file
+from arena_distill.runtime.errors import ArenaError, InputError, SettingsError
+from arena_distill.training.student_data import load_student_data
+from arena_distill.training.student_settings import StudentSettings
+from tests.conftest import SAMPLE
+from tests.training.student_runs import quick_settings, run_mode
+
+FAMILIES = ("bert", "distilbert", "deberta-v2", "llama", "qwen2", "gemma2")
+
+
+def test_manifest_names_settings_inputs_and_every_output(student: dict[str, object]) -> None:
+    directory = Path(str(student["student_output_model_dir"]))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["settings"]["student_learning_rate"] == 1e-3
+    assert manifest["inputs"]["train_csv"] == sha256_file(Path(str(student["train_csv"])))
+    for name, digest in manifest["outputs"].items():
+        assert sha256_file(directory / name) == digest
+    assert {"model.safetensors", "config.json", "tokenizer.json", "text_format.json", "split.json"} <= set(
+        manifest["outputs"]
+    )
+
+
+def test_no_partial_directory_is_left(student: dict[str, object]) -> None:
+    directory = Path(str(student["student_output_model_dir"]))
+    assert [path.name for path in directory.parent.iterdir() if "partial" in path.name or "replaced" in path.name] == []
+
+
+def test_second_run_is_up_to_date(student: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    weights = Path(str(student["student_output_model_dir"])) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run_mode("student-train", **student)
+    assert "up to date" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_transformers_loads_the_student_and_gives_its_logits(
+    family: str, backbones: Path, small_train_csv: Path, small_test_csv: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "student"
+    settings = quick_settings(small_train_csv, backbones / family, directory)
+    run_mode("student-train", **settings, student_max_steps=3)
+    judge = load_judge(directory, max_length=64)
+    rows = load_test(small_test_csv).rows.slice(0, 7)
+    sequences, _ = assemble(tokenize_rows(rows, judge.tokenizer), TextFormat.load(directory), [View(64)])
+    inputs = pad_batch(sequences, np.arange(len(sequences)), judge.tokenizer.pad_token_id)
+    np.savez(tmp_path / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})
+    script = """
+import sys
+sys.modules["arena_distill"] = None  # any import of ours fails
+import numpy, torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+inputs = {name: torch.from_numpy(array) for name, array in numpy.load(sys.argv[2]).items()}
+with torch.inference_mode():
+    numpy.save(sys.argv[3], model(**inputs).logits.numpy())
+assert model.config.id2label == {0: "model_a", 1: "model_b", 2: "tie"}
+"""
+    command = [sys.executable, "-c", script, str(directory), str(tmp_path / "inputs.npz"), str(tmp_path / "plain.npy")]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "plain.npy"), judge.logits(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_a_foreign_directory_is_not_overwritten(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a student of ours"):
+        run_mode("student-train", **quick_settings(small_train_csv, backbones / "bert", tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_second_job_on_the_same_student_is_refused(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
+    from arena_distill.runtime.artifacts import locked
+
+    with locked(tmp_path / "s"), pytest.raises(ArenaError, match="another job"):
+        run_mode("student-train", **quick_settings(small_train_csv, backbones / "bert", tmp_path / "s"))
+
+
+@pytest.mark.parametrize("name", ["no/such/model", "./model", "/nowhere/model", "model_save/gone/bert"])
+def test_a_path_to_nothing_is_never_taken_for_a_hub_name(name: str, small_train_csv: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such model directory"):
+        run_mode(
+            "student-train", train_csv=small_train_csv, student_model=name, student_output_model_dir=tmp_path / "s"
+        )
+
+
+def test_a_truncated_backbone_is_refused_by_name(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = shutil.copytree(backbones / "bert", tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="broken"):
+        run_mode("student-train", **quick_settings(small_train_csv, broken, tmp_path / "s"))
+
+
+def test_lengths_beyond_the_position_table_are_refused(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
+    settings = quick_settings(small_train_csv, backbones / "distilbert", tmp_path / "s") | {"student_max_length": 513}
+    with pytest.raises(SettingsError, match="at most 512"):
+        run_mode("student-train", **settings)
+
+
+def test_extra_rows_train_but_are_never_held_out_and_share_no_prompt_with_held_out_rows() -> None:
+    settings = StudentSettings(
+        mode="student-train",
+        train_csv=str(SAMPLE / "train.csv"),
+        student_extra_csvs=f"{SAMPLE / 'ultrafeedback.csv'},{SAMPLE / 'ultrafeedback_ties.csv'}",
+    )
+    data = load_student_data(settings)
+    held_out = {*data.calibration["prompt_hash"].to_pylist(), *data.holdout["prompt_hash"].to_pylist()}
+    assert not held_out & set(data.train["prompt_hash"].to_pylist())
+    assert -1 not in data.calibration["base_idx"].to_pylist() + data.holdout["base_idx"].to_pylist()
+    extra = data.train["base_idx"].to_pylist().count(-1)
+    assert extra == data.counts.extra - data.counts.held_out_extra > 300
+
+
+def test_stats_only_counts_and_trains_nothing(
+    backbones: Path, small_train_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "s")
+    run_mode(
+        "student-train",
+        **settings,
+        student_stats_only=True,
+        student_dedup_by_prompt=True,
+        student_extra_csvs=SAMPLE / "ultrafeedback.csv",
+    )
+    out = capsys.readouterr().out
+    assert "(160 base + 300 extra)" in out
+    assert "rows/s" in out and "tokens/s" in out and "deduplicated" in out
+    assert not (tmp_path / "s").exists()
