@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
-from arena_distill.data.reading import LONE_SURROGATE, without_surrogates
+from arena_distill.data.raw import is_text, valid_utf8
 from arena_distill.data.summary import LoadSummary
 from arena_distill.runtime.errors import DataError
 
@@ -26,9 +29,16 @@ NOT_TEXT = "number or boolean turned into text"
 NUL_BYTE = "NUL byte removed"
 PLAIN_AMONG_LISTS = "plain text among JSON lists, taken as one turn"
 PYTHON_LIST = "Python list (single quotes, None) read as a JSON list"
+LONE_SURROGATE = "half of a surrogate pair replaced by U+FFFD"
+NAN = "NaN where a text should stand, taken as null"
 RAW_CONTROL = "unescaped line break or tab inside a JSON string accepted"
 
-_LIST_START = r'^\s*\[\s*(["\'\]]|null|None)'
+# What opens like a list of texts, or is from end to end a list that begins with a number or boolean.
+_LIST = r'(?s)^\s*\[\s*(?:["\'\]]|null|None|(?:true|false|True|False|NaN|-?\d[\d.eE+-]*)\s*(?:,.*)?\]\s*$)'
+
+
+ESCAPED_NUL = re.compile(rb"\\u0000")
+NULL_ROW = re.compile(rb"\}\s*null")  # a null after an object, where Arrow 26 would end the process
 
 
 class TextColumn:
@@ -45,33 +55,44 @@ class TextColumn:
             DataError: a broken list, or a cell that holds something other than text; names row and column.
         """
         kind = column.type
-        if pa.types.is_dictionary(kind):
-            return self.turns(column.dictionary_decode(), rows_before)
         if pa.types.is_null(kind):
             return _one_turn(pa.nulls(len(column), pa.string()))
-        if _is_list(kind) and not pa.types.is_nested(kind.value_type):
-            return self._from_lists(column)
-        if _is_string(kind):
-            return self._from_strings(column.cast(pa.string()), rows_before)
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        if is_text(kind):
+            return self._from_strings(valid_utf8(column, self.file, self.name, rows_before), rows_before)
+        if _is_number(kind):
             self.summary.repaired(NOT_TEXT, len(column) - column.null_count)
             return _one_turn(column.cast(pa.string()))
+        if _is_list(kind):
+            inner = kind.value_type
+            if is_text(inner) or _is_number(inner) or pa.types.is_null(inner):
+                return self._from_lists(column.cast(pa.list_(inner)), inner, rows_before)
         raise DataError(
             f"holds {kind}, not text", file=self.file, column=self.name,
             hint="each cell must be a text, or a list with one text per turn",
         )  # fmt: skip
 
-    def _from_lists(self, column: pa.Array) -> pa.ListArray:
-        values = column.flatten()
-        if not _is_string(values.type):
+    def _from_lists(self, column: pa.ListArray, inner: pa.DataType, rows_before: int) -> pa.ListArray:
+        values = column.flatten()  # leaves out what a null list hides
+        lengths = pc.fill_null(pc.list_value_length(column), 0)
+        if is_text(inner):
+            texts = self._valid_turns(values, lengths, rows_before)
+        else:
             self.summary.repaired(NOT_TEXT, len(values) - values.null_count)
-        values = self._without_nul(values.cast(pa.string()))
-        offsets = pc.subtract(column.offsets, column.offsets[0]).cast(pa.int32())
-        if column.null_count:  # a null list becomes [null], like an empty cell
-            return pa.array(
-                [row if row else [None] for row in pa.ListArray.from_arrays(offsets, values).to_pylist()], TURNS
-            )
-        return _never_empty(pa.ListArray.from_arrays(offsets, values))
+            texts = values.cast(pa.string())
+        ends = np.cumsum(lengths.to_numpy(zero_copy_only=False), dtype=np.int32)
+        offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
+        return _never_empty(pa.ListArray.from_arrays(offsets, self._without_nul(texts)))
+
+    def _valid_turns(self, values: pa.Array, lengths: pa.Array, rows_before: int) -> pa.Array:
+        try:
+            return valid_utf8(values, self.file, self.name, 0)
+        except DataError as error:
+            assert error.row is not None
+            turn = error.row - 1
+            row = int(np.searchsorted(np.cumsum(lengths.to_numpy(zero_copy_only=False)), turn, side="right"))
+            raise DataError(
+                error.problem, file=self.file, row=rows_before + row + 1, column=self.name, hint=error.hint
+            ) from error
 
     def _from_strings(self, column: pa.Array, rows_before: int) -> pa.ListArray:
         column = self._without_nul(column)
@@ -81,7 +102,7 @@ class TextColumn:
             non_empty = len(column) - pc.sum(empty).as_py()
             if not non_empty:
                 return _one_turn(pa.nulls(len(column), pa.string()))
-            self.holds_lists = 2 * (pc.sum(pc.match_substring_regex(filled, _LIST_START)).as_py() or 0) >= non_empty
+            self.holds_lists = 2 * (pc.sum(pc.match_substring_regex(filled, _LIST)).as_py() or 0) >= non_empty
         if not self.holds_lists:
             return _one_turn(pc.if_else(empty, None, column))
         parsed = _parse_json_lists(pc.if_else(empty, "[null]", filled))
@@ -123,47 +144,81 @@ def parse_cell(cell: str) -> tuple[list[str | None], list[str]]:
         return [cell], [PLAIN_AMONG_LISTS]
     repairs: list[str] = []
     try:
-        values = _load_keeping_digits(stripped)
-    except ValueError as json_error:
+        values = load_json(stripped, repairs)
+    except (ValueError, RecursionError) as error:
+        values = _python_list(stripped)
+        if values is None:
+            raise ValueError(f"broken JSON list ({error})") from None
+        repairs.append(PYTHON_LIST)
+    return turns_of(values, repairs), repairs
+
+
+def load_json(text: str, repairs: list[str]) -> Any:
+    """``json.loads`` that keeps numbers in their digits (as ``Number``) and forgives raw line breaks and tabs.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    digits: dict[str, Any] = {"parse_float": Number, "parse_int": Number, "parse_constant": Number}
+    try:
+        return json.loads(text, **digits)
+    except ValueError as error:
         try:
-            values = _load_keeping_digits(stripped, strict=False)
-            repairs.append(RAW_CONTROL)
+            value = json.loads(text, strict=False, **digits)
         except ValueError:
-            try:
-                values = ast.literal_eval(stripped)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                raise ValueError(f"broken JSON list ({json_error})") from None
-            if not isinstance(values, list):
-                raise ValueError(f"broken JSON list ({json_error})") from None
-            repairs.append(PYTHON_LIST)
-    except RecursionError:
-        raise ValueError("broken JSON list (nested too deeply)") from None
-    turns = [_turn(value, repairs) for value in values]
-    return turns or [None], repairs
+            raise error from None
+        repairs.append(RAW_CONTROL)
+        return value
 
 
-def _load_keeping_digits(text: str, strict: bool = True) -> Any:
-    return json.loads(text, strict=strict, parse_float=_Number, parse_int=_Number, parse_constant=_Number)
-
-
-class _Number(str):
+class Number(str):
     """A JSON number, kept in the digits of the file."""
 
     __slots__ = ()
 
 
-def _turn(value: object, repairs: list[str]) -> str | None:
+def _python_list(text: str) -> list[Any] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about backslashes in the text
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
+
+def turns_of(value: Any, repairs: list[str]) -> list[str | None]:
+    """A list of turns, or one text, from a decoded value; what it took is added to ``repairs``.
+
+    Raises:
+        ValueError: it holds something other than texts, numbers, booleans and nulls.
+    """
+    values = value if isinstance(value, list) else [value]
+    return [text_of(one, repairs) for one in values] or [None]
+
+
+def text_of(value: Any, repairs: list[str]) -> str | None:
+    """One text from a decoded value; what it took is added to ``repairs``.
+
+    Raises:
+        ValueError: it is neither text, number, boolean nor null.
+    """
     if value is None:
         return None
     if isinstance(value, bool):
         repairs.append(NOT_TEXT)
         return "true" if value else "false"
-    if isinstance(value, _Number | int | float):
+    if isinstance(value, Number) and value == "NaN":
+        repairs.append(NAN)
+        return None
+    if isinstance(value, Number | int | float):
         repairs.append(NOT_TEXT)
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"the list holds a {'list' if isinstance(value, list | tuple) else 'JSON object'}, not texts")
-    text = without_surrogates(value)
+        kind = "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise ValueError(f"{kind} where a text should stand")
+    text = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if text != value:
         repairs.append(LONE_SURROGATE)
     if "\0" in text:
@@ -174,14 +229,16 @@ def _turn(value: object, repairs: list[str]) -> str | None:
 
 def _parse_json_lists(cells: pa.Array) -> pa.ListArray | None:
     """All cells in one vectorised pass, or None where any of them is not a clean list of strings and nulls."""
-    if pc.any(pc.match_substring_regex(cells, r"\\u0000|^\s*[^\s\[]")).as_py():
+    if pc.any(pc.match_substring_regex(cells, r"^\s*[^\s\[]")).as_py():
         return None
     lines = pc.binary_join_element_wise('{"turns":', cells, "}\n", "")
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines), "")
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines), "").buffers()[2]
+    if ESCAPED_NUL.search(joined) or NULL_ROW.search(joined):
+        return None
     try:
         table = pa_json.read_json(
-            pa.BufferReader(joined.buffers()[2]),
-            read_options=pa_json.ReadOptions(block_size=max(joined.nbytes, 64)),
+            pa.BufferReader(joined),
+            read_options=pa_json.ReadOptions(block_size=max(joined.size + 1, 64)),
             parse_options=pa_json.ParseOptions(
                 explicit_schema=pa.schema([("turns", TURNS)]), unexpected_field_behavior="error"
             ),
@@ -207,5 +264,6 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def _is_number(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))

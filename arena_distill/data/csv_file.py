@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from arena_distill.data import raw
@@ -22,14 +24,15 @@ DELIMITERS = ",\t;"
 BLANK_LINE = "blank line skipped"
 
 _BLANK = " \t\r\n,;"
+_BAD_BYTE = "\x04not UTF-8: 0x"
 _END = "\x04end of file\x04"  # appended to the file as a line of its own: inside a cell it betrays an unclosed quote
-_CLOSE_QUOTE = "close the quote, or double quotes inside quoted text"
 
 
 class CsvFile(RawFile):
     """A CSV file whose delimiter is a comma, tab or semicolon: whichever cuts its header into most columns."""
 
     def __init__(self, path: Path, compressed: bool, summary: LoadSummary) -> None:
+        super().__init__(path)
         self.compressed = compressed
         with ByteStream(path, compressed) as stream:
             start = stream.read(HEADER_BYTES)
@@ -39,7 +42,7 @@ class CsvFile(RawFile):
         self.delimiter, header = _header(start.decode("utf-8", "replace"), path)
         if self.delimiter != ",":
             summary.note(f"columns are separated by {self.delimiter!r}")
-        super().__init__(path, header, summary)
+        self._name_columns(header, summary)
 
     def batches(self, wanted: list[str], summary: LoadSummary) -> Iterator[dict[str, pa.Array]]:
         """See ``RawFile.batches``."""
@@ -53,12 +56,9 @@ class CsvFile(RawFile):
             except _RecordLongerThanBlock as error:
                 block *= 4
                 if block > MAX_BLOCK_BYTES:
-                    problem = "a record does not end: a quote is never closed"
-                    raise DataError(problem, file=self.path, row=rows_done + 1, hint=_CLOSE_QUOTE) from error
+                    raise _unclosed(self.path, rows_done + 1) from error
 
-    def _batches(
-        self, wanted: list[str], block: int, skip: int, summary: LoadSummary
-    ) -> Iterator[dict[str, pa.Array]]:
+    def _batches(self, wanted: list[str], block: int, skip: int, summary: LoadSummary) -> Iterator[dict[str, pa.Array]]:
         """The batches from row ``skip`` on, read in blocks of ``block`` bytes."""
         faults = _InvalidRows(self.path)
         rows_read = 0
@@ -77,22 +77,23 @@ class CsvFile(RawFile):
                     ),
                     convert_options=pa_csv.ConvertOptions(
                         include_columns=[_place(self.columns[name]) for name in wanted],
-                        column_types=dict.fromkeys(names, pa.binary()),
+                        column_types=dict.fromkeys(names, pa.string()),
                         strings_can_be_null=False,
+                        check_utf8=False,  # _Lines did
                     ),
                 )
                 for batch in reader:
                     faults.refuse()
+                    if _holds_end(batch):
+                        raise _unclosed(self.path, rows_read + len(batch))
                     start = max(0, skip - rows_read)
                     if start < len(batch):
-                        yield {
-                            name: raw.valid_utf8(column.slice(start), self.path, name, rows_read + start)
-                            for name, column in zip(wanted, batch.columns, strict=True)
-                        }
+                        columns = dict(zip(wanted, batch.slice(start).columns, strict=True))
+                        if source.has_bad_bytes:
+                            self._refuse_bad_bytes(columns, rows_read + start)
+                        yield columns
                     rows_read += len(batch)
             except pa.ArrowInvalid as error:
-                if source.damage:
-                    raise source.damage from error
                 if "straddling object" in str(error) or "block size" in str(error):
                     raise _RecordLongerThanBlock from error
                 faults.refuse()
@@ -102,9 +103,20 @@ class CsvFile(RawFile):
                 ) from error  # fmt: skip
         faults.refuse()
         if not faults.end_seen:
-            problem = "a quote is never closed: the last row swallows the rest of the file"
-            raise DataError(problem, file=self.path, row=max(rows_read, 1), hint=_CLOSE_QUOTE)
+            raise _unclosed(self.path, max(rows_read, 1))
         summary.repaired(BLANK_LINE, faults.blank)
+
+    def _refuse_bad_bytes(self, columns: dict[str, pa.Array], rows_before: int) -> None:
+        for name, column in columns.items():
+            place = pc.find_substring(column, _BAD_BYTE)
+            if pc.max(place).as_py() < 0:
+                continue
+            row = pc.index(pc.greater_equal(place, 0), True).as_py()
+            byte = column[row].as_py().partition(_BAD_BYTE)[2][:2]
+            raise DataError(
+                f"not valid UTF-8 (byte 0x{byte} at position {place[row].as_py()} of the cell)",
+                file=self.path, row=rows_before + row + 1, column=name, hint="convert the file with `iconv -t UTF-8`",
+            )  # fmt: skip
 
 
 class _RecordLongerThanBlock(Exception):
@@ -112,12 +124,15 @@ class _RecordLongerThanBlock(Exception):
 
 
 class _Lines(io.RawIOBase):
-    """A file for Arrow to read: blank lines before the header left out, and ``_END`` on a line after the last."""
+    """A file for Arrow to read: valid UTF-8, no blank lines above the header, and ``_END`` on a line after the last.
+
+    Arrow calls no handler for an invalid row that is not UTF-8, so it never gets to see one.
+    """
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
-        self.damage: DataError | None = None  # Arrow would report it as one of its own errors
-        self.started = self.ended = False
+        self.started = self.ended = self.has_bad_bytes = False
+        self._rest = b""  # of a character that the last block cut
 
     def readable(self) -> bool:
         return True
@@ -125,18 +140,35 @@ class _Lines(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if self.ended:
             return b""
+        block = self._next(size).lstrip(b"" if self.started else b"\r\n")
+        while not block and not self.ended:
+            block = self._next(size).lstrip(b"\r\n")
+        self.started = True
+        return block + f"\n{_END}\n".encode() if self.ended else block
+
+    def _next(self, size: int) -> bytes:
+        """The next block as valid UTF-8, characters whole; a byte that is none stands in it as ``_BAD_BYTE``."""
+        block = self._rest + self.stream.read(size - len(self._rest))
+        self.ended, self._rest = len(block) < size, b""
+        if block.isascii():
+            return block
         try:
-            block = self.stream.read(size)
-            while block and not self.started:
-                block = block.lstrip(b"\r\n") or self.stream.read(size)
-                self.started = not block.startswith((b"\r", b"\n"))
-        except DataError as error:
-            self.damage = error
-            raise OSError(str(error)) from error
-        if not block:
-            self.ended = True
-            return f"\n{_END}\n".encode()
-        return block
+            block.decode("utf-8")
+            return block
+        except UnicodeDecodeError:
+            decoder = codecs.getincrementaldecoder("utf-8")(_BAD_BYTE)
+            text = decoder.decode(block, final=self.ended)
+            self.has_bad_bytes |= _BAD_BYTE in text
+            self._rest = decoder.getstate()[0]
+            return text.encode("utf-8")
+
+
+def _mark_bad_bytes(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(f"{_BAD_BYTE}{byte:02x}" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_BAD_BYTE, _mark_bad_bytes)
 
 
 class _InvalidRows:
@@ -163,12 +195,21 @@ class _InvalidRows:
             return
         number, row = self.first
         if row.text.endswith(_END):
-            raise DataError("a quote is never closed", file=self.path, row=number, hint=_CLOSE_QUOTE)
+            raise _unclosed(self.path, number)
         raise DataError(
             f"has {row.actual_columns} columns, the header {row.expected_columns}: {row.text[:60]!r}",
             file=self.path, row=number,
             hint="quote texts that hold commas, quotes or line breaks, and double the quotes inside them",
         )  # fmt: skip
+
+
+def _holds_end(batch: pa.RecordBatch) -> bool:
+    return bool(len(batch)) and any(_END in column[-1].as_py() for column in batch.columns)
+
+
+def _unclosed(path: Path, row: int) -> DataError:
+    problem = "a quote is never closed: it swallows the rest of the file"
+    return DataError(problem, file=path, row=row, hint="close the quote, or double quotes inside quoted text")
 
 
 def _header(text: str, path: Path) -> tuple[str, list[str]]:

@@ -51,7 +51,7 @@ def grouped_stratified_folds(labels: np.ndarray, groups: np.ndarray, n_folds: in
     np.add.at(counts, (group, labels), 1)
 
     shuffled = np.random.default_rng(seed).permutation(n_groups)
-    kind = np.unique(counts[shuffled] @ (int(counts.max()) + 1) ** np.arange(n_classes), return_inverse=True)[1]
+    kind = group_kinds(counts[shuffled])
     by_kind = np.argsort(kind, kind="stable")  # shuffled groups, one kind after the other
     starts = np.flatnonzero(np.diff(kind[by_kind], prepend=-1))
     sizes = np.diff(starts, append=n_groups)
@@ -71,6 +71,17 @@ def grouped_stratified_folds(labels: np.ndarray, groups: np.ndarray, n_folds: in
         fold_of_group[index] = fold
         loads[fold] += counts[index]
     return fold_of_group[group]
+
+
+def group_kinds(counts: np.ndarray) -> np.ndarray:
+    """A number for each group, equal for groups with equal label ``counts``; int ``[G, C]`` -> int ``[G]``.
+
+    Column by column, so that the key stays below G times the largest count, which fits int64 for any real data.
+    """
+    kind = np.zeros(len(counts), dtype=np.int64)
+    for column in counts.T[::-1]:
+        kind = np.unique(kind * (column.max() + 1) + column, return_inverse=True)[1]
+    return kind
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,12 @@ def load_folds(path: Path) -> Folds:
         if document["schema_version"] != FOLDS_SCHEMA_VERSION:
             problem = f"schema version {document['schema_version']}, expected {FOLDS_SCHEMA_VERSION}"
             raise DataError(problem, file=path, hint="make the folds again")
-        fold = np.asarray(document["fold"], dtype=np.int8)
-        folds = Folds(fold, int(document["n_folds"]), int(document["seed"]), str(document["data"]["rows_sha256"]))
+        fold = np.asarray(document["fold"])
+        if fold.dtype.kind != "i":
+            raise ValueError("fold numbers must be whole")
+        folds = Folds(
+            fold.astype(np.int8), int(document["n_folds"]), int(document["seed"]), str(document["data"]["rows_sha256"])
+        )
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"broken folds file ({error!r})", file=path, hint="make the folds again") from error
     if fold.ndim != 1 or not len(fold) or fold.min() < 0 or fold.max() >= folds.n_folds:

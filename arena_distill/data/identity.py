@@ -13,18 +13,21 @@ import pyarrow.compute as pc
 from arena_distill.data.records import TEXT_COLUMNS, Rows
 
 _NULL_TURN, _TURN, _COLUMN = "\x00", "\x1f", "\x1e"  # control characters keep ["a", "b"] apart from ["ab"]
+_ESCAPE = "\x1b"  # goes before any of these that stands in a text
+_CONTROL = "\x00\x1b\x1e\x1f"
 _WHITE = r"[\s\v\x{85}\p{Z}]+"
 
 
 def normalise_prompt(texts: pa.Array) -> pa.Array:
-    """Unicode NFC, lower case, runs of white space as one space, none at the ends. string -> string."""
+    """Unicode NFC, lower case, runs of white space as one space, none at the ends of a turn. string -> string."""
     if not pc.all(pc.string_is_ascii(texts)).as_py():
         texts = pc.utf8_normalize(texts, "NFC")
     texts = pc.utf8_lower(texts)
     # Most prompts need nothing more, and finding those is far cheaper than rewriting all of them.
-    odd = pc.match_substring_regex(texts, r"[\t\n\v\f\r\x{85}]|\p{Z}\p{Z}|[^\P{Z} ]|^ | $")
+    odd = pc.match_substring_regex(texts, r"[\t\n\v\f\r\x{85}]|\p{Z}\p{Z}|[^\P{Z} ]|^ | $| \x1f|\x1f ")
     if pc.any(odd).as_py():
-        spaced = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts.filter(odd), _WHITE, " "))
+        spaced = pc.replace_substring_regex(texts.filter(odd), _WHITE, " ")
+        spaced = pc.utf8_trim(pc.replace_substring_regex(spaced, f" ?{_TURN} ?", _TURN), " ")
         texts = pc.replace_with_mask(texts, odd, spaced)
     return texts
 
@@ -52,14 +55,25 @@ def rows_sha256(rows: Rows) -> str:
 
 def _joined(turns: pa.ListArray) -> pa.Array:
     values = turns.flatten()
-    if values.null_count:
+    escaped = _escaped(values)
+    if values.null_count or escaped is not values:
         offsets = pc.subtract(turns.offsets, turns.offsets[0]).cast(pa.int32())
-        turns = pa.ListArray.from_arrays(offsets, pc.fill_null(values, _NULL_TURN))
+        turns = pa.ListArray.from_arrays(offsets, pc.fill_null(escaped, _NULL_TURN))
     return pc.binary_join(turns, _TURN)
+
+
+def _escaped(values: pa.Array) -> pa.Array:
+    """``values`` so that no text can pass for two turns; nearly always the same array."""
+    data = np.frombuffer(values.buffers()[2] or b"", np.uint8)
+    if not any((data == ord(control)).any() for control in _CONTROL):
+        return values
+    return pc.replace_substring_regex(values, f"([{_CONTROL}])".replace("\0", r"\x00"), _ESCAPE + r"\1")
 
 
 def _digests(texts: pa.Array) -> bytes:
     """8-byte BLAKE2b digests, one after the other; hashlib reads Arrow's buffer in place."""
+    if not len(texts):
+        return b""
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1].tolist()
     data = memoryview(texts.buffers()[2] or b"")
     blake2b = hashlib.blake2b

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 
 from arena_distill.data import raw
-from arena_distill.data.cells import TURNS, Number, text_of, turns_of
+from arena_distill.data.cells import NULL_ROW, TURNS, Number, load_json, text_of, turns_of
 from arena_distill.data.raw import ByteStream, RawFile
 from arena_distill.data.records import TEXT_COLUMNS
 from arena_distill.data.summary import LoadSummary
@@ -26,15 +25,16 @@ class JsonLinesFile(RawFile):
     """A file with one JSON object a line. Its columns are the keys of its first lines; a key may be missing."""
 
     def __init__(self, path: Path, compressed: bool, summary: LoadSummary) -> None:
+        super().__init__(path)
         self.compressed = compressed
         with ByteStream(path, compressed) as stream:
             if stream.has_byte_order_mark:
                 summary.note("a byte-order mark at the start was skipped")
-        sample = self._objects(next(self._blocks(), b""), 0, SAMPLE_LINES)
+        sample = self._objects(next(self._blocks(), b""), 0, LoadSummary(""), SAMPLE_LINES)
         if not sample:
             raise DataError("the file holds only blank lines", file=path, hint="download or write it again")
-        super().__init__(path, list(dict.fromkeys(key for row in sample for key in row)), summary)
-        self._types = {name: _arrow_type([row.get(name) for row in sample]) for name in self.header}
+        self._name_columns(list(dict.fromkeys(key for row in sample for key in row)), summary)
+        self._types = {key: _arrow_type(key, [row.get(key) for row in sample]) for key in self.header}
 
     def batches(self, wanted: list[str], summary: LoadSummary) -> Iterator[dict[str, pa.Array]]:
         """See ``RawFile.batches``."""
@@ -43,13 +43,14 @@ class JsonLinesFile(RawFile):
         for block in self._blocks():
             columns = self._by_arrow(block, keys)
             if columns is None:
-                objects = self._objects(block, rows_done)
+                objects = self._objects(block, rows_done, summary)
                 columns = {
                     name: self._column([row.get(key) for row in objects], name, rows_done, summary)
                     for name, key in keys.items()
                 }
-            rows_done += len(next(iter(columns.values())))
-            yield columns
+            if count := len(next(iter(columns.values()))):
+                rows_done += count
+                yield columns
 
     def _blocks(self) -> Iterator[bytes]:
         """Blocks of whole lines; the last ends with a line break too."""
@@ -67,7 +68,10 @@ class JsonLinesFile(RawFile):
     def _by_arrow(self, block: bytes, keys: dict[str, str]) -> dict[str, pa.Array] | None:
         """The columns of a block in one vectorised pass, or None where any line is not as plain as the first ones."""
         types = [(key, self._types[key]) for key in keys.values()]
-        if any(kind is None for _, kind in types):
+        lines = block.count(b"\n")
+        if any(kind is None for _, kind in types) or lines != block.count(b"\n{") + block.startswith(b"{"):
+            return None
+        if NULL_ROW.search(block):
             return None
         # With the types given, Arrow neither takes texts for dates nor builds what stands in other columns.
         options = pa_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
@@ -76,25 +80,24 @@ class JsonLinesFile(RawFile):
                 pa.BufferReader(block),
                 read_options=pa_json.ReadOptions(block_size=max(len(block) + 1, 64), use_threads=False),
                 parse_options=options,
-            ).combine_chunks()
+            )
             table.validate(full=True)
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return None
-        if len(table) != block.count(b"\n") - _blank_lines(block):
+        if len(table) != lines:
             return None  # several objects on a line, or one over several lines
-        return {name: pa.concat_arrays(table[key].chunks) if len(table) else table[key].combine_chunks()
-                for name, key in keys.items()}  # fmt: skip
+        return {name: table[key].combine_chunks() for name, key in keys.items()}
 
-    def _objects(self, block: bytes, rows_before: int, limit: int | None = None) -> list[dict[str, Any]]:
+    def _objects(
+        self, block: bytes, rows_before: int, summary: LoadSummary, limit: int | None = None
+    ) -> list[dict[str, Any]]:
         lines = [line for line in block.split(b"\n") if line.strip()][:limit]
-        return [self._object(line, row) for row, line in enumerate(lines, start=rows_before + 1)]
+        return [self._object(line, row, summary) for row, line in enumerate(lines, start=rows_before + 1)]
 
-    def _object(self, line: bytes, row: int) -> dict[str, Any]:
+    def _object(self, line: bytes, row: int, summary: LoadSummary) -> dict[str, Any]:
+        repairs: list[str] = []
         try:
-            # Not strict: a raw tab or NUL inside a string does no harm.
-            value = json.loads(
-                line.decode("utf-8"), strict=False, parse_float=Number, parse_int=Number, parse_constant=_constant
-            )
+            value = load_json(line.decode("utf-8"), repairs)
         except UnicodeDecodeError as error:
             problem = f"not valid UTF-8 (byte 0x{line[error.start]:02x} at position {error.start} of the line)"
             raise DataError(problem, file=self.path, row=row, hint="convert it with `iconv -t UTF-8`") from error
@@ -104,6 +107,8 @@ class JsonLinesFile(RawFile):
         if not isinstance(value, dict):
             kind = "list" if isinstance(value, list) else "single value"
             raise DataError(f"holds a JSON {kind}, not an object", file=self.path, row=row, hint=_ONE_A_LINE)
+        for repair in repairs:
+            summary.repaired(repair, 1)
         return value
 
     def _column(self, values: list[Any], name: str, rows_before: int, summary: LoadSummary) -> pa.Array:
@@ -114,7 +119,10 @@ class JsonLinesFile(RawFile):
         for row, value in enumerate(values, start=rows_before + 1):
             repairs: list[str] = []
             try:
-                cells.append(turns_of(value, repairs) if lists else text_of(value, repairs))
+                if isinstance(value, Number) and not is_text:
+                    cells.append(str(value))
+                else:
+                    cells.append(turns_of(value, repairs) if lists else text_of(value, repairs))
             except ValueError as error:
                 hint = "write a text, or a list with one text per turn" if is_text else "write one text or number"
                 raise DataError(str(error), file=self.path, row=row, column=name, hint=hint) from error
@@ -124,17 +132,12 @@ class JsonLinesFile(RawFile):
         return pa.array(cells, TURNS if lists else pa.string())
 
 
-def _constant(_: str) -> None:
-    """NaN and the infinities, which some writers put where a value is missing."""
-
-
-def _arrow_type(values: list[Any]) -> pa.DataType | None:
+def _arrow_type(key: str, values: list[Any]) -> pa.DataType | None:
     """The one type of a column's first values; None where they differ, or where Arrow would change their spelling."""
     kinds = {type(value) for value in values} - {type(None)}
-    if not kinds or kinds == {str}:
-        return pa.string()
-    if kinds == {list}:
-        return TURNS
-    if kinds == {bool}:
-        return pa.bool_()
-    return None
+    if kinds == {Number}:
+        spelled = key.strip().lower() in ("id", *TEXT_COLUMNS)
+        return None if spelled else pa.float64()
+    if len(kinds) > 1:
+        return None
+    return {str: pa.string(), list: TURNS, bool: pa.bool_(), dict: None}[kinds.pop() if kinds else str]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arena_distill.data.raw import as_strings, is_text
 from arena_distill.data.records import PROBABILITY_COLUMNS
 from arena_distill.data.summary import LoadSummary
 from arena_distill.runtime.errors import DataError
@@ -32,7 +33,7 @@ RENORMALISED = "probabilities that summed to 1 only roughly, renormalised"
 SUM_TOLERANCE = 1e-2  # a wider miss is a mistake, not rounding
 
 
-def label_columns(columns: Mapping[str, str], file: Path) -> list[str]:
+def label_columns(columns: Collection[str], file: Path) -> list[str]:
     """The label columns among a file's ``columns`` (normalised names); ``[]`` for an unlabelled file.
 
     Raises:
@@ -77,9 +78,8 @@ class VoteReader:
         return found
 
     def _from_winner(self, column: pa.Array, rows_before: int) -> np.ndarray:
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        winners = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), "")))
+        column = pc.fill_null(as_strings(column, self.file, WINNER, rows_before), "")
+        winners = pc.utf8_lower(pc.utf8_trim_whitespace(column))
         names = list(WINNER_VALUES)
         position = pc.index_in(winners, pa.array(names))
         empty = pc.equal(winners, "").to_numpy(zero_copy_only=False)
@@ -96,57 +96,64 @@ class VoteReader:
         return votes
 
     def _from_numbers(self, batch: Mapping[str, pa.Array], style: tuple[str, ...], rows_before: int) -> np.ndarray:
-        votes = np.column_stack([self._numbers(batch[name], name, rows_before) for name in style])
-        given = np.column_stack([~_is_empty(batch[name]) for name in style])
+        columns = [self._numbers(batch[name], name, rows_before) for name in style]
+        votes = np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
+        given = np.column_stack([column.is_valid().to_numpy(zero_copy_only=False) for column in columns])
 
-        def refuse(bad: np.ndarray, problem: str, hint: str, column: str | None = None) -> None:
+        def refuse(bad: np.ndarray, column: str, problem: str, hint: str) -> None:
             if bad.any():
                 row = int(np.flatnonzero(bad)[0])
                 values = ", ".join(f"{value:g}" for value in votes[row])
+                problem = problem.format(sum=votes[row].sum())
                 raise DataError(
-                    f"{problem} ({values})", file=self.file, row=rows_before + row + 1,
-                    column=column or style[0].removesuffix("model_a").rstrip("_") + "…", hint=hint,
-                )  # fmt: skip
+                    f"{problem} ({values})", file=self.file, row=rows_before + row + 1, column=column, hint=hint
+                )
 
-        any_given = given.any(axis=1)
+        labelled = given.any(axis=1)
         for index, name in enumerate(style):
-            refuse(any_given & ~given[:, index], "has no value where the other columns do", "fill it in", name)
-            refuse(given[:, index] & ~np.isfinite(votes[:, index]), "is not a finite number", "write a number", name)
-            refuse(given[:, index] & (votes[:, index] < 0), "is negative", "probabilities lie between 0 and 1", name)
-        sums = np.where(any_given, votes.sum(axis=1), 1.0)
+            value, known = votes[:, index], given[:, index]
+            refuse(labelled & ~known, name, "has no value where the other two columns do", "fill it in, or empty all")
+            refuse(known & ~np.isfinite(value), name, "is not a finite number", "write 0, 1 or a share")
+            refuse(known & (value < 0), name, "is negative", "probabilities lie between 0 and 1")
+        sums = np.where(labelled, votes.sum(axis=1), 1.0)
+        whole = labelled & np.isin(votes, (0.0, 1.0)).all(axis=1)
         off = np.abs(sums - 1) > SUM_TOLERANCE
-        hint = "exactly one of the three must be 1" if set(np.unique(votes[any_given])) <= {0.0, 1.0} else "give shares"
-        refuse(off, f"the three do not sum to 1 but to {sums[off][0]:g}" if off.any() else "", hint)
+        all_three = f"{style[0]} … {style[-1]}"
+        refuse(off & whole, all_three, "name {sum:g} winners", "exactly one of the three must be 1")
+        percent = off & (np.abs(sums - 100) <= 100 * SUM_TOLERANCE)
+        refuse(percent, all_three, "sum to {sum:g}: these are percentages", "divide them by 100")
+        refuse(off, all_three, "do not sum to 1 but to {sum:g}", "divide them by their sum")
         self.summary.repaired(RENORMALISED, int((np.abs(sums - 1) > 1e-6).sum()))
-        return votes / sums[:, None]
+        return np.asarray(votes / sums[:, None])
 
-    def _numbers(self, column: pa.Array, name: str, rows_before: int) -> np.ndarray:
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        if pa.types.is_null(column.type) or pa.types.is_boolean(column.type):
-            column = column.cast(pa.float64() if pa.types.is_null(column.type) else pa.int8())
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    def _numbers(self, column: pa.Array, name: str, rows_before: int) -> pa.Array:
+        """The column as float64; null where the row has no value."""
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.int8())
+        if not is_text(column.type):
             try:
-                return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+                return column.cast(pa.float64())
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise DataError(
-                    f"holds {column.type}, not numbers", file=self.file, column=name, hint="write 0, 1 or a share"
-                ) from error
-        texts = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.string())))
-        texts = pc.replace_with_mask(texts, pc.equal(texts, "true"), "1")
-        texts = pc.replace_with_mask(texts, pc.equal(texts, "false"), "0")
-        texts = pc.if_else(pc.equal(texts, ""), None, texts)
+                problem = f"holds {column.type}, not numbers"
+                raise DataError(problem, file=self.file, column=name, hint="write 0, 1 or a share") from error
+        texts = pc.utf8_lower(pc.utf8_trim_whitespace(as_strings(column, self.file, name, rows_before)))
+        for word, digit in (("true", "1"), ("false", "0"), ("", None)):
+            texts = pc.if_else(pc.equal(texts, word), digit, texts)
         try:
-            return np.asarray(texts.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+            return texts.cast(pa.float64())
         except pa.ArrowInvalid:
-            for row, text in enumerate(texts.to_pylist(), start=rows_before + 1):
-                try:
-                    float(text or 0)
-                except ValueError as error:
-                    raise DataError(
-                        f"{text!r} is not a number", file=self.file, row=row, column=name, hint="write 0, 1 or a share"
-                    ) from error
-            return np.array([np.nan if text is None else float(text) for text in texts.to_pylist()])
+            return pa.array(
+                [self._number(text, name, row) for row, text in enumerate(texts.to_pylist(), start=rows_before + 1)],
+                pa.float64(),
+            )
+
+    def _number(self, text: str | None, name: str, row: int) -> float | None:
+        try:
+            return None if text is None else float(text)
+        except ValueError as error:
+            raise DataError(
+                f"{text!r} is not a number", file=self.file, row=row, column=name, hint="write 0, 1 or a share"
+            ) from error
 
     def _refuse_contradiction(
         self, first: np.ndarray, second: np.ndarray, style: tuple[str, ...], rows_before: int
@@ -154,19 +161,13 @@ class VoteReader:
         if style == PROB_COLUMNS:
             return  # shares of several votes need not side with one person's winner
         both = ~np.isnan(first[:, 0]) & ~np.isnan(second[:, 0])
-        bad = both & (first.argmax(axis=1) != second.argmax(axis=1))
+        bad = both & (hard_labels(first) != hard_labels(second))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise DataError(
                 f"columns {WINNER!r} and {style[0]!r} … name different winners", file=self.file,
                 row=rows_before + row + 1, column=WINNER, hint="correct the row, or remove one of the two styles",
             )  # fmt: skip
-
-
-def _is_empty(column: pa.Array) -> np.ndarray:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
-    return np.asarray(column.is_null().to_numpy(zero_copy_only=False))
 
 
 def hard_labels(votes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from arena_distill.data.cells import TextColumn
 from arena_distill.data.identity import prompt_hashes, row_hashes
 from arena_distill.data.labels import LABEL_COLUMNS, VoteReader, hard_labels, label_columns
-from arena_distill.data.reading import RawFile, open_raw
+from arena_distill.data.raw import RawFile, as_strings
+from arena_distill.data.reading import open_raw
 from arena_distill.data.records import SCHEMA, TEXT_COLUMNS, Rows
 from arena_distill.data.summary import LoadSummary
 from arena_distill.runtime.errors import DataError
@@ -85,7 +86,10 @@ def load_texts(path: str | PathLike[str]) -> Rows:
     summary = LoadSummary(str(path))
     file = open_raw(path, summary)
     _require_columns(file, TEXT_COLUMNS)
-    return _read_rows(file, summary, [])
+    rows = _read_rows(file, summary, [])
+    if not len(rows):
+        raise DataError("has a header but no rows", file=path, hint="add rows")
+    return rows
 
 
 def load_labels(path: str | PathLike[str], ids: list[str]) -> np.ndarray:
@@ -107,7 +111,7 @@ def load_labels(path: str | PathLike[str], ids: list[str]) -> np.ndarray:
     votes, found, rows_read = [], [], 0
     for batch in file.batches(["id", *labels], summary):
         votes.append(reader.votes(batch, rows_read))
-        found.append(_ids(batch["id"], rows_read))
+        found.append(_ids(batch["id"], path, rows_read))
         rows_read += len(found[-1])
     if not rows_read:
         raise DataError("has a header but no rows", file=path, hint="add the labels")
@@ -151,7 +155,7 @@ def _read_rows(file: RawFile, summary: LoadSummary, labels: list[str]) -> Rows:
         columns = {name: texts[name].turns(batch[name], summary.rows_read) for name in TEXT_COLUMNS}
         count = len(columns["prompt"])
         votes = reader.votes(batch, summary.rows_read) if reader else np.full((count, 3), np.nan)
-        ids = _ids(batch["id"], summary.rows_read) if has_id else _row_numbers(summary.rows_read, count)
+        ids = _ids(batch["id"], file.path, summary.rows_read) if has_id else _row_numbers(summary.rows_read, count)
         summary.rows_read += count
         table = _canonical(ids, columns, votes, file.path.name)
         if labels:
@@ -185,10 +189,8 @@ def _canonical(ids: pa.Array, texts: dict[str, pa.ListArray], votes: np.ndarray,
     )
 
 
-def _ids(column: pa.Array, rows_before: int) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
+def _ids(column: pa.Array, path: Path, rows_before: int) -> pa.Array:
+    return pc.utf8_trim_whitespace(pc.fill_null(as_strings(column, path, "id", rows_before), ""))
 
 
 def _row_numbers(start: int, count: int) -> pa.Array:

@@ -75,21 +75,25 @@ def shuffle_extra_ab(rows: Rows, seed: int) -> tuple[Rows, int]:
 def _swap_where(rows: Rows, swap: np.ndarray) -> Rows:
     if not swap.any():
         return rows
+    # Chunk by chunk: the texts of a large file together pass what one Arrow string array can hold.
+    batches, start = [], 0
+    for batch in rows.to_batches():
+        batches.append(_swap_batch(batch, swap[start : start + len(batch)]))
+        start += len(batch)
+    return pa.Table.from_batches(batches, SCHEMA)
+
+
+def _swap_batch(batch: pa.RecordBatch, swap: np.ndarray) -> pa.RecordBatch:
     mask = pa.array(swap)
-    a, b = rows["response_a"].combine_chunks(), rows["response_b"].combine_chunks()
-    label = rows["label"].combine_chunks()
-    flipped = pa.array(
-        np.array(SWAPPED, np.int8)[pc.fill_null(label, 0).to_numpy()], mask=label.is_null().to_numpy(False)
-    )
-    target = rows["target"].combine_chunks()
+    a, b, label, target = (batch.column(name) for name in ("response_a", "response_b", "label", "target"))
+    flipped = pc.take(pa.array(SWAPPED, pa.int8()), label)
     flat = pc.fill_null(target, [0.0, 0.0, 0.0]).flatten().to_numpy().reshape(-1, 3)
     mirrored = pa.FixedSizeListArray.from_arrays(pa.array(flat[:, SWAPPED].ravel()), 3)
     changed = {
         "response_a": pc.if_else(mask, b, a),
         "response_b": pc.if_else(mask, a, b),
         "label": pc.if_else(mask, flipped, label),
-        "target": pc.if_else(target.is_null(), target, pc.if_else(mask, mirrored, target)),
+        "target": pc.if_else(pc.and_(mask, target.is_valid()), mirrored, target),
     }
-    for name, column in changed.items():
-        rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
-    return rows
+    columns = [changed.get(name, batch.column(name)) for name in SCHEMA.names]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -16,13 +16,14 @@ MAX_BATCH_ROWS = 16384
 
 
 class ParquetFile(RawFile):
-    """A Parquet file; columns keep their Arrow types."""
+    """A Parquet file; columns keep their Arrow types, but for dictionaries, which are decoded."""
 
     def __init__(self, path: Path, summary: LoadSummary) -> None:
+        super().__init__(path)
         with damage(path, "damaged Parquet file"):
             file = pq.ParquetFile(path, memory_map=True)
             names = [str(name) for name in file.schema_arrow.names]
-        super().__init__(path, names, summary)
+        self._name_columns(names, summary)
 
     def batches(self, wanted: list[str], summary: LoadSummary) -> Iterator[dict[str, pa.Array]]:
         """See ``RawFile.batches``."""
@@ -36,8 +37,13 @@ class ParquetFile(RawFile):
                 if batch is None:
                     return
                 batch.validate()
-                columns = {name: batch.column(raw_name) for name, raw_name in zip(wanted, names, strict=True)}
-            yield columns
+                columns = {name: _decoded(batch.column(key)) for name, key in zip(wanted, names, strict=True)}
+            if len(batch):
+                yield columns
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _rows_a_batch(metadata: pq.FileMetaData) -> int:

@@ -6,7 +6,6 @@ together from the same token ids, so that swap(A, B) and every test-time length 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arena_distill.data.ragged import Ragged
 from arena_distill.data.records import TEXT_COLUMNS, Rows, drop_null_turns
 from arena_distill.runtime.artifacts import write_atomically
 from arena_distill.runtime.errors import InputError, SettingsError
@@ -34,37 +34,6 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], **options: Any) -> Any:
         """A mapping whose ``input_ids`` hold one list of ids for each text."""
         ...
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of unequal length in one flat array: row i is ``values[offsets[i] : offsets[i + 1]]``."""
-
-    values: np.ndarray  # int32 [total]
-    offsets: np.ndarray  # int64 [N + 1]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return np.asarray(self.values[self.offsets[row] : self.offsets[row + 1]])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Length of each row, int64 ``[N]``."""
-        return np.diff(self.offsets)
-
-    def take(self, rows: np.ndarray) -> Ragged:
-        """Some rows, in the order given."""
-        return Ragged.from_rows([self[row] for row in rows])
-
-    @classmethod
-    def from_rows(cls, rows: list[np.ndarray]) -> Ragged:
-        """Concatenate ``rows`` (int arrays)."""
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, np.int32)
-        return cls(values, offsets)
 
 
 @dataclass(frozen=True)
@@ -103,7 +72,8 @@ def _numbered_turns(turns: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def tokenize_rows(rows: Rows, tokenizer: Tokenizer) -> TokenizedRows:
     """Tokenize every distinct text of ``rows`` once, without special tokens."""
-    columns = [column.combine_chunks() for column in texts_of(rows)]
+    # Large strings: the texts of a big file together pass what one ordinary Arrow string array can hold.
+    columns = [column.cast(pa.large_string()).combine_chunks() for column in texts_of(rows)]
     encoded = pa.concat_arrays(columns).dictionary_encode()
     distinct = encoded.dictionary
     pieces: list[np.ndarray] = []
@@ -113,6 +83,29 @@ def tokenize_rows(rows: Rows, tokenizer: Tokenizer) -> TokenizedRows:
         pieces += [np.asarray(row, dtype=np.int32) for row in ids["input_ids"]]
     index = encoded.indices.to_numpy().astype(np.int64).reshape(3, len(rows)).T
     return TokenizedRows(Ragged.from_rows(pieces), np.ascontiguousarray(index))
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at every row: a length limit and an order of the answers."""
+
+    max_length: int
+    swap: bool = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences ready for batching."""
+
+    ids: Ragged
+    segment_ids: Ragged | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Sequences:
+        """Some sequences, in the order given."""
+        return Sequences(self.ids.take(rows), None if self.segment_ids is None else self.segment_ids.take(rows))
 
 
 @dataclass(frozen=True)
@@ -172,31 +165,42 @@ class TextFormat:
         share[:, 0] += np.minimum(budget - share.sum(axis=1), lengths[:, 0] - share[:, 0])
         return share
 
-    def sequence(self, tokens: TokenizedRows, row: int, share: np.ndarray, swap: bool = False) -> np.ndarray:
-        """Token ids of one row, int32 ``[length]``, with ``share`` from ``allocate``; ``swap`` exchanges A and B."""
-        order = (0, 2, 1) if swap else (0, 1, 2)
-        parts: list[np.ndarray] = []
-        for piece, text in zip(self.pieces, order, strict=False):
-            parts += [np.asarray(piece, np.int32), self._cut(tokens.texts[tokens.index[row, text]], int(share[text]))]
-        parts.append(np.asarray(self.pieces[3], np.int32))
-        return np.concatenate(parts)
+    def sequences(self, tokens: TokenizedRows, index: np.ndarray, share: np.ndarray) -> Sequences:
+        """Put sequences together.
 
-    def _cut(self, ids: np.ndarray, keep: int) -> np.ndarray:
-        """``ids`` in ``keep`` tokens: the head and the tail, with the cut mark between them where there is room."""
-        if len(ids) <= keep:
-            return ids
-        mark = np.asarray(self.cut_mark if keep >= len(self.cut_mark) + 4 else (), np.int32)
-        room = keep - len(mark)
-        tail = room // 3
-        return np.concatenate([ids[: room - tail], mark, ids[len(ids) - tail :]])
+        A text longer than its share keeps its head and its tail, with the cut mark between them where there is room.
 
-    def segments(self, share: np.ndarray, swap: bool = False) -> np.ndarray | None:
-        """Token type ids that go with ``sequence``, int32 ``[length]``."""
+        Args:
+            tokens: where the texts are.
+            index: entries of ``tokens.texts`` for prompt, first and second answer, int64 ``[K, 3]``.
+            share: tokens each of them may use, from ``allocate``, int64 ``[K, 3]``.
+        """
+        lengths = tokens.texts.lengths[index]
+        cut = share < lengths
+        mark = np.where(cut & (share >= len(self.cut_mark) + 4), len(self.cut_mark), 0)
+        tail = np.where(cut, (share - mark) // 3, 0)
+        head = np.minimum(share, lengths) - mark - tail
+        first = tokens.texts.offsets[index]
+        last = first + lengths - tail
+
+        fixed = [np.asarray(piece, np.int32) for piece in (*self.pieces, self.cut_mark)]
+        pool = np.concatenate([tokens.texts.values, *fixed])
+        fixed_starts = len(tokens.texts.values) + np.cumsum([0, *map(len, fixed)])
+        starts, sizes = [], []
+        for text in range(3):
+            starts += [fixed_starts[text], first[:, text], fixed_starts[4], last[:, text]]
+            sizes += [len(self.pieces[text]), head[:, text], mark[:, text], tail[:, text]]
+        starts.append(fixed_starts[3])
+        sizes.append(len(self.pieces[3]))
+        parts = np.empty((2, len(index), len(starts)), dtype=np.int64)
+        for part, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            parts[0, :, part], parts[1, :, part] = start, size
+        ids = Ragged.from_parts(pool, *parts)
         if self.segment_ids is None:
-            return None
-        prompt, first, second = (int(share[k]) for k in ((0, 2, 1) if swap else (0, 1, 2)))
-        before, middle, last, end = map(len, self.pieces)
-        return np.repeat(np.asarray(self.segment_ids, np.int32), [before + prompt, middle + first, last + second + end])
+            return Sequences(ids, None)
+        spans = np.column_stack([parts[1, :, 0:4].sum(1), parts[1, :, 4:8].sum(1), parts[1, :, 8:].sum(1)])
+        types = np.repeat(np.tile(np.asarray(self.segment_ids, np.int32), len(index)), spans.ravel())
+        return Sequences(ids, Ragged(types, ids.offsets))
 
     def save(self, directory: Path) -> None:
         """Write ``text_format.json`` beside the model, so that inference assembles texts as training did."""
@@ -213,15 +217,15 @@ class TextFormat:
         path = directory / TEXT_FORMAT_FILE
         try:
             document = json.loads(path.read_text("utf-8"))
-            segment_ids = document["segment_ids"]
-            if document["schema_version"] != TEXT_FORMAT_VERSION or len(document["pieces"]) != 4:
+            if document["schema_version"] != TEXT_FORMAT_VERSION:
                 raise ValueError(f"schema version {document['schema_version']} is not {TEXT_FORMAT_VERSION}")
-            return cls(
-                document["name"],
-                tuple(tuple(piece) for piece in document["pieces"]),  # type: ignore[arg-type]
-                tuple(document["cut_mark"]),
-                tuple(segment_ids) if segment_ids else None,
-            )
+            before_prompt, before_a, before_b, end = map(_token_ids, document["pieces"])
+            segment_ids = document["segment_ids"]
+            if segment_ids is not None:
+                prompt, a, b = _token_ids(segment_ids)
+                segment_ids = (prompt, a, b)
+            pieces = (before_prompt, before_a, before_b, end)
+            return cls(str(document["name"]), pieces, _token_ids(document["cut_mark"]), segment_ids)
         except FileNotFoundError as error:
             raise InputError(f"{path}: missing -> this is not a judge that this project trained") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -251,56 +255,40 @@ class TextFormat:
         return cls("named", pieces, ids(" ... "))
 
 
-@dataclass(frozen=True)
-class View:
-    """One way to look at every row: a length limit and an order of the answers."""
-
-    max_length: int
-    swap: bool = False
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token sequences ready for batching."""
-
-    ids: Ragged
-    segment_ids: Ragged | None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: np.ndarray) -> Sequences:
-        """Some sequences, in the order given."""
-        return Sequences(self.ids.take(rows), None if self.segment_ids is None else self.segment_ids.take(rows))
-
-
 def assemble(tokens: TokenizedRows, layout: TextFormat, views: list[View]) -> tuple[Sequences, np.ndarray]:
-    """Sequences for every row and view, each distinct one once.
+    """Sequences for every row and view; views that cut a row's texts alike, in the same order, share one.
 
-    A row whose texts fit a shorter limit has the same tokens at a longer one, and a row with equal answers has the
-    same tokens in both orders: those views share one sequence.
+    So a row whose texts fit a shorter limit stands once for all longer ones, and a row with equal answers once for
+    both orders.
 
     Returns:
-        The distinct sequences, and their numbers by view and row, int64 ``[V, N]``.
+        The sequences, and their numbers by view and row, int64 ``[V, N]``.
 
     Raises:
         SettingsError: a view's limit is too small.
     """
-    sequences: list[np.ndarray] = []
-    segments: list[np.ndarray] = []
     number = np.empty((len(views), len(tokens)), dtype=np.int64)
-    shares = [layout.allocate(tokens.lengths, view.max_length) for view in views]
-    for row in range(len(tokens)):
-        seen: dict[bytes, int] = {}
-        for v, view in enumerate(views):
-            share = shares[v][row]
-            ids = layout.sequence(tokens, row, share, view.swap)
-            types = layout.segments(share, view.swap)
-            key = hashlib.blake2b(ids.tobytes() + (b"" if types is None else types.tobytes()), digest_size=16).digest()
-            if key not in seen:
-                seen[key] = len(sequences)
-                sequences.append(ids)
-                if types is not None:
-                    segments.append(types)
-            number[v, row] = seen[key]
-    return Sequences(Ragged.from_rows(sequences), Ragged.from_rows(segments) if segments else None), number
+    recipes: list[np.ndarray] = []  # of each view, int64 [N, 6]: entries and shares of prompt, first, second answer
+    fresh: list[np.ndarray] = []  # those rows of each view's recipes that no earlier view has
+    count = 0
+    for v, view in enumerate(views):
+        order = [0, 2, 1] if view.swap else [0, 1, 2]
+        share = layout.allocate(tokens.lengths, view.max_length)
+        recipe = np.concatenate([tokens.index[:, order], share[:, order]], axis=1)
+        new = np.ones(len(tokens), dtype=bool)
+        for u, earlier in enumerate(recipes):
+            same = new & (recipe == earlier).all(axis=1)
+            number[v, same] = number[u, same]
+            new &= ~same
+        number[v, new] = count + np.arange(new.sum())
+        count += int(new.sum())
+        recipes.append(recipe)
+        fresh.append(recipe[new])
+    distinct = np.concatenate([np.zeros((0, 6), np.int64), *fresh])
+    return layout.sequences(tokens, distinct[:, :3], distinct[:, 3:]), number
+
+
+def _token_ids(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 2**31 for value in values):
+        raise ValueError(f"{values!r} is not a list of token ids")
+    return tuple(values)

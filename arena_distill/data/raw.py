@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,26 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class RawFile(ABC):
-    """A recognised data file: its columns by normalised name, and how to stream them.
+    """A recognised data file: its columns by normalised name, and how to stream them."""
 
-    Args:
-        path: the file.
-        header: column names as the file has them.
-        summary: told of names that were changed.
-
-    Raises:
-        DataError: two columns have the same normalised name.
-    """
-
-    def __init__(self, path: Path, header: list[str], summary: LoadSummary) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.header = header
+        self.header: list[str] = []  # column names as the file has them
         self.columns: dict[str, int] = {}  # normalised name -> place in the header
+
+    def _name_columns(self, header: list[str], summary: LoadSummary) -> None:
+        """Fill ``header`` and ``columns``.
+
+        Raises:
+            DataError: two columns have the same normalised name.
+        """
+        self.header = header
         for place, name in enumerate(header):
             key = name.strip().lower()
             if not key:
                 continue  # nobody asks for a column without a name
             if key in self.columns:
-                raise DataError(f"column {key!r} stands twice in the header", file=path, hint="remove one of them")
+                raise DataError(f"column {key!r} stands twice in the header", file=self.path, hint="remove one of them")
             if key != name:
                 summary.note(f"column {name!r} read as {key!r}")
             self.columns[key] = place
@@ -48,7 +48,7 @@ class RawFile(ABC):
     def batches(self, wanted: list[str], summary: LoadSummary) -> Iterator[dict[str, pa.Array]]:
         """Yield the ``wanted`` columns (normalised names) in file order, as many rows at a time as fit one block.
 
-        A key that a JSON line lacks is null there. All arrays of one batch have equal length.
+        A key that a JSON line lacks is null there. A batch has at least one row, and all its arrays have equal length.
 
         Raises:
             DataError: a record cannot be read; names the file and, where it is known, the row.
@@ -60,7 +60,7 @@ class ByteStream:
 
     def __init__(self, path: Path, compressed: bool) -> None:
         self.path = path
-        with self._located():
+        with damage(self.path, "cannot be read to its end"):
             self._source = pa.input_stream(str(path), compression="gzip" if compressed else None)
             start = self._read_fully(len(BYTE_ORDER_MARK))
         self.has_byte_order_mark = start == BYTE_ORDER_MARK
@@ -74,40 +74,26 @@ class ByteStream:
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes, fewer only at the end."""
-        with self._located():
+        with damage(self.path, "cannot be read to its end"):
             pending, self._pending = self._pending[:size], self._pending[size:]
             return pending + self._read_fully(size - len(pending))
 
     def _read_fully(self, size: int) -> bytes:
-        parts = []
-        while size > 0 and (part := self._source.read(size)):
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
-
-    def _located(self) -> _Damage:
-        return _Damage(self.path, "cannot be read to its end")
+        # Into memory of our own: Arrow leaks what it sets aside for a read that fails.
+        block, filled = bytearray(size), 0
+        while filled < size and (count := self._source.readinto(memoryview(block)[filled:])):
+            filled += count
+        return bytes(memoryview(block)[:filled])
 
 
-class _Damage:
-    """Turns whatever Arrow raises over damaged bytes into a ``DataError``."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        self.path, self.problem = path, problem
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError | EOFError | UnicodeDecodeError):
-            raise DataError(
-                f"{self.problem} ({error})", file=self.path, hint="the file is damaged: download or write it again"
-            ) from error
-
-
-def damage(path: Path, problem: str) -> _Damage:
-    """A context in which an error of Arrow or of the file system is a ``DataError`` that says ``problem``."""
-    return _Damage(path, problem)
+@contextmanager
+def damage(path: Path, problem: str) -> Iterator[None]:
+    """Turn whatever Arrow or the file system raises over damaged bytes into a ``DataError`` that says ``problem``."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        hint = "the file is damaged: download or write it again"
+        raise DataError(f"{problem} ({error})", file=path, hint=hint) from error
 
 
 def as_strings(column: pa.Array, file: Path, name: str, rows_before: int) -> pa.Array:
@@ -116,8 +102,6 @@ def as_strings(column: pa.Array, file: Path, name: str, rows_before: int) -> pa.
     Raises:
         DataError: bytes that are not UTF-8 (names the row), or a nested type.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     if is_text(column.type):
         return valid_utf8(column, file, name, rows_before)
     try:

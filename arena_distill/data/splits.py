@@ -78,17 +78,19 @@ def load_split(directory: Path, rows: Rows, train_file: Path) -> Split:
     path = directory / SPLIT_FILE
     try:
         document = json.loads(path.read_text("utf-8"))
-        part = np.full(int(document["rows"]), TRAIN, dtype=np.int8)
-        part[document["calibration_base_idx"]] = CALIBRATION
-        part[document["holdout_base_idx"]] = HOLDOUT
-        split = Split(part, str(document["rows_sha256"]))
+        if document["schema_version"] != SPLIT_SCHEMA_VERSION:
+            raise ValueError(f"schema version {document['schema_version']}, expected {SPLIT_SCHEMA_VERSION}")
+        count, data = int(document["rows"]), str(document["rows_sha256"])
+        if data == rows_sha256(rows):
+            part = np.full(len(rows), TRAIN, dtype=np.int8)
+            part[document["calibration_base_idx"]] = CALIBRATION
+            part[document["holdout_base_idx"]] = HOLDOUT
+            return Split(part, data)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing -> train the student first (--mode student-train)") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: broken ({error!r}) -> train the student again") from error
-    if split.rows_sha256 != rows_sha256(rows):
-        raise DataError(
-            f"these are not the {len(part):,} rows that {directory} was trained on", file=train_file,
-            hint="give the same --train-csv as in student-train, or train again",
-        )  # fmt: skip
-    return split
+    raise DataError(
+        f"these are not the {count:,} rows that {directory} was trained on", file=train_file,
+        hint="give the same --train-csv as in student-train, or train again",
+    )  # fmt: skip

@@ -142,6 +142,7 @@ def _bert(size: TinySize, tokenizer: Any) -> Any:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         intermediate_size=4 * size.hidden,
+        type_vocab_size=3,  # prompt, A and B: with random weights a model cannot learn from positions which is which
         **_encoder_options(size, tokenizer),
     )
     return BertForSequenceClassification(config)

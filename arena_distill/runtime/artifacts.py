@@ -58,6 +58,20 @@ def _umask() -> int:
     return mask
 
 
+def require_writable(path: Path) -> None:
+    """Refuse before the work, not after it, if ``path`` could not be written.
+
+    Raises:
+        InputError: its directory cannot be made or written to, or the path is a directory.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error.strerror}) -> choose another place") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written there -> choose another place, or mend the permissions")
+
+
 def sha256_file(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as stream:

@@ -2,12 +2,13 @@
 
 What it can do: any ``AutoModelForSequenceClassification`` backbone, full fine-tuning, soft or hard votes, label
 smoothing, swap augmentation, best checkpoint by Kaggle log loss, early stopping, bf16/fp16, gradient checkpointing,
-several processes by ``torchrun``, and going on after a kill as if nothing had happened. What it can't: LoRA.
+and going on after a kill as if nothing had happened. What it can't: LoRA, and more than one process or GPU.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -121,7 +122,7 @@ def _fit(settings: StudentSettings, backbone: str, data: StudentData, work: Path
         pad_id=tokenizer.pad_token_id,
         label_smoothing=settings.student_label_smoothing,
     )
-    rows_per_step = settings.student_train_batch_size * settings.student_grad_accum * arguments.world_size
+    rows_per_step = settings.student_train_batch_size * settings.student_grad_accum
     trainer.add_callback(ProgressReport(rows_per_step))
     if settings.student_early_stopping:
         trainer.add_callback(EarlyStoppingCallback(settings.student_early_stopping))
@@ -149,7 +150,7 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
         rhythm = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": steps, "save_steps": steps}
     trackers = [name.strip() for name in settings.report_to.split(",") if name.strip()] or ["none"]
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(work),
             run_name=settings.run or settings.model_dir.name,
             num_train_epochs=settings.student_epochs,
@@ -159,7 +160,7 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
             gradient_accumulation_steps=settings.student_grad_accum,
             activation_checkpointing=settings.student_gradient_checkpointing,
             learning_rate=settings.student_learning_rate,
-            warmup_steps=settings.student_warmup_ratio if settings.student_warmup_ratio < 1 else 1.0,
+            warmup_steps=settings.student_warmup_ratio,  # a fraction: the Trainer counts steps from 1 on
             weight_decay=settings.student_weight_decay,
             bf16=settings.student_bf16,
             fp16=settings.student_fp16,
@@ -185,9 +186,13 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
         )
     except (ValueError, ImportError) as error:
         raise SettingsError(f"these settings do not go together: {error}") from error
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs by threads, with another loss
+    return arguments
 
 
 def _check_device(settings: StudentSettings) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError("student-train runs in one process (WORLD_SIZE is set) -> start it without torchrun")
     if settings.student_fp16 and not torch.cuda.is_available():
         raise SettingsError("--student-fp16 needs a CUDA GPU and there is none -> use --student-bf16")
 
@@ -214,7 +219,11 @@ def _open_partial(final: Path, wanted: str) -> Path:
     partial.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial / "model", ignore_errors=True)
     for other in final.parent.glob(f"{partial_directory(final).name}-*"):
-        if other != partial:
+        if other == partial:
+            continue
+        if not any(other.glob("work/checkpoint-*")):
+            shutil.rmtree(other)  # we hold the lock, so nobody is working there
+        else:
             print(f"note: {other} is left from an interrupted run with other settings; delete it when not needed")
     return partial
 

@@ -18,7 +18,7 @@ from arena_distill.evaluation.submission import write_submission
 from arena_distill.inference.judge import ClassifierJudge, load_judge
 from arena_distill.inference.tta import tta_views
 from arena_distill.models.quiet import quiet_libraries
-from arena_distill.runtime.artifacts import sha256_file, sha256_path, write_atomically, write_manifest
+from arena_distill.runtime.artifacts import require_writable, sha256_file, sha256_path, write_atomically, write_manifest
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.progress import Progress
 from arena_distill.training.student_data import find_file, load_base, load_student_data
@@ -127,11 +127,12 @@ def infer(settings: StudentSettings) -> None:
     # Whatever is wrong with the labels should show before the model works for an hour.
     votes = load_labels(settings.labels_csv, ids) if settings.labels_csv else None
     truth = read_truth(settings.truth_parquet, ids) if settings.truth_parquet else None
+    path = settings.submission_path
+    require_writable(path)
     temperature = _temperature(settings.model_dir)
     judge = _judge(settings)
     views = tta_views(settings.tta_lengths, settings.student_infer_tta_swap)
     probabilities = view_probabilities(judge.view_logits(test.rows, views), temperature)
-    path = settings.submission_path
     write_submission(path, ids, probabilities)
     write_manifest(
         path,

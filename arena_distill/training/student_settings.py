@@ -52,7 +52,7 @@ class StudentSettings(StageSettings):
     student_max_samples: int = Field(0, ge=0, description="use only this many base rows, drawn by seed; 0: all")
     student_max_length: int = Field(512, ge=16, description="tokens a sequence (prompt + both answers)")
     student_learning_rate: float = Field(5e-5, gt=0, description="peak, AdamW")
-    student_warmup_ratio: float = Field(0.06, ge=0, le=1, description="share of the steps")
+    student_warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of the steps")
     student_weight_decay: float = Field(0.01, ge=0, description="AdamW")
     student_label_smoothing: float = Field(
         0.05, ge=0, lt=1, description="mass moved from the vote to all three classes"
