@@ -1,10 +1,9 @@
-"""Three-way sequence classifiers: which backbone a name means, loading, and what their inputs look like."""
+"""Three-way sequence classifiers: loading them, and what their inputs look like."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,30 +15,6 @@ from arena_distill.runtime.errors import InputError, SettingsError
 
 HEAD_MODULES = ("score", "classifier", "pre_classifier", "pooler")
 """Names that sequence-classification heads go by in transformers; quantization leaves them alone."""
-
-
-def check_backbone(name: str, setting: str) -> str:
-    """``name`` if it can be a model: a directory with a ``config.json``, or a hub name.
-
-    A path that does not exist is never taken for a hub name.
-
-    Raises:
-        InputError: it is a directory without a model, a file, or a path to nothing.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"{setting}={name}: the directory holds no model (no config.json) -> name a model directory"
-            )
-        return str(path)
-    first = path.parts[0] if path.parts else ""
-    looks_like_path = name.startswith((".", "/", "~", "\\")) or len(path.parts) > 2 or path.is_absolute()
-    if path.exists() or looks_like_path or (len(path.parts) == 2 and Path(first).is_dir()):
-        raise InputError(
-            f"{setting}={name}: no such model directory -> check the path, or give a hub name like org/name"
-        )
-    return name
 
 
 def load_tokenizer(name: str, fast: bool = True) -> Any:

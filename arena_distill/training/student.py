@@ -20,21 +20,11 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
 from arena_distill.data.records import SWAPPED, Rows, targets
-from arena_distill.models.classifier import check_backbone, check_lengths, load_classifier, load_tokenizer, token_types
-from arena_distill.runtime.artifacts import (
-    fingerprint,
-    is_up_to_date,
-    locked,
-    partial_directory,
-    publish,
-    read_manifest,
-    recover,
-    sha256_path,
-    write_atomically,
-    write_manifest,
-)
-from arena_distill.runtime.errors import InputError, SettingsError
-from arena_distill.training.student_data import StudentData, find_file, load_student_data
+from arena_distill.models.classifier import check_lengths, load_classifier, load_tokenizer, token_types
+from arena_distill.runtime.artifacts import locked, publish, write_atomically, write_manifest
+from arena_distill.runtime.errors import SettingsError
+from arena_distill.training.student_data import StudentData, load_student_data
+from arena_distill.training.student_job import StudentJob
 from arena_distill.training.student_settings import StudentSettings
 from arena_distill.training.trainer import (
     LOG_LOSS,
@@ -46,17 +36,9 @@ from arena_distill.training.trainer import (
 
 STAGE = "student-train"
 
-# What these settings say does not change the weights.
-_WITHOUT_EFFECT = {
-    "mode", "test_csv", "labels_csv", "truth_parquet", "output_dir", "run", "force", "report_to", "train_csv",
-    "student_output_model_dir", "student_submission_path", "student_stats_only", "student_eval_batch_size",
-    "student_num_workers", "student_infer_8bit", "student_infer_tta_lengths", "student_infer_tta_swap",
-    "student_extra_csvs",
-}  # fmt: skip
 
-
-def train_student(settings: StudentSettings) -> Path:
-    """Train a student, or find that it is there already.
+def train_student(settings: StudentSettings, job: StudentJob) -> Path:
+    """Train a student.
 
     A run that was killed goes on from its last checkpoint and ends with the same weights. The directory appears
     whole, with ``manifest.json``; a model that stood there before stays until then.
@@ -69,29 +51,16 @@ def train_student(settings: StudentSettings) -> Path:
     """
     started = time.time()
     _check_device(settings)
-    backbone = check_backbone(settings.student_model, "--student-model")
-    final = settings.model_dir
-    recover(final)
-    inputs = _input_hashes(settings, backbone)
-    decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
-    wanted = fingerprint(decisive, inputs)
-    if final.exists() and read_manifest(final) is None and any(final.iterdir()) and not settings.force:
-        raise InputError(
-            f"{final}: exists and is not a student of ours -> choose another --student-output-model-dir, or --force"
-        )
-    if not settings.force and is_up_to_date(final, wanted):
-        print(f"{final}: up to date (--force trains it again)")
-        return final
-    with locked(final):
-        partial = _open_partial(final, wanted)
+    with locked(job.final):
+        partial = job.open_partial()
         data = load_student_data(settings)
         print(data)
-        result = _fit(settings, backbone, data, partial / "work")
-        _finish(settings, data, result, partial, decisive, inputs, started)
-        publish(partial / "model", final)
+        result = _fit(settings, job.backbone, data, partial / "work")
+        _finish(settings, job, data, result, partial / "model", started)
+        publish(partial / "model", job.final)
         shutil.rmtree(partial)
-    print(f"{final}: trained in {time.time() - started:.0f} s; calibration rows: log loss {result.best_log_loss:.4f}")
-    return final
+    print(f"{job.final}: trained in {time.time() - started:.0f} s; calibration log loss {result.best_log_loss:.4f}")
+    return job.final
 
 
 class _Result:
@@ -197,47 +166,9 @@ def _check_device(settings: StudentSettings) -> None:
         raise SettingsError("--student-fp16 needs a CUDA GPU and there is none -> use --student-bf16")
 
 
-def _input_hashes(settings: StudentSettings, backbone: str) -> dict[str, str]:
-    hashes = {"train_csv": _data_hash(find_file(settings.train_csv, "train", "--train-csv"))}
-    for number, extra in enumerate(settings.extra_csvs):
-        hashes[f"extra_csv_{number}"] = _data_hash(extra)
-    hashes["student_model"] = sha256_path(Path(backbone)) if Path(backbone).is_dir() else backbone
-    return hashes
-
-
-def _data_hash(path: Path) -> str:
-    if not path.is_file():
-        from arena_distill.data.loading import load_labelled
-
-        load_labelled(path)  # says what is wrong with the path
-    return sha256_path(path)
-
-
-def _open_partial(final: Path, wanted: str) -> Path:
-    """The directory to work in; one left by a run with the same settings and inputs is gone on with."""
-    partial = partial_directory(final, wanted[:12])
-    partial.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial / "model", ignore_errors=True)
-    for other in final.parent.glob(f"{partial_directory(final).name}-*"):
-        if other == partial:
-            continue
-        if not any(other.glob("work/checkpoint-*")):
-            shutil.rmtree(other)  # we hold the lock, so nobody is working there
-        else:
-            print(f"note: {other} is left from an interrupted run with other settings; delete it when not needed")
-    return partial
-
-
 def _finish(
-    settings: StudentSettings,
-    data: StudentData,
-    result: _Result,
-    partial: Path,
-    decisive: dict[str, Any],
-    inputs: dict[str, str],
-    started: float,
+    settings: StudentSettings, job: StudentJob, data: StudentData, result: _Result, model_dir: Path, started: float
 ) -> None:
-    model_dir = partial / "model"
     result.trainer.save_model(str(model_dir))
     (model_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
     result.layout.save(model_dir)
@@ -247,8 +178,8 @@ def _finish(
     write_manifest(
         model_dir,
         stage=STAGE,
-        settings=decisive,
-        inputs=inputs,
+        settings=job.settings,
+        inputs=job.inputs,
         started=started,
         details={
             "all_settings": settings.dump(),

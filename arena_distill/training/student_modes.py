@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,21 +16,22 @@ from arena_distill.evaluation.calibration import calibration_report, load_calibr
 from arena_distill.evaluation.metrics import Scores, score
 from arena_distill.evaluation.scoreboard import format_table, held_out_scores, read_truth
 from arena_distill.evaluation.submission import write_submission
-from arena_distill.inference.judge import ClassifierJudge, load_judge
 from arena_distill.inference.tta import tta_views
-from arena_distill.models.quiet import quiet_libraries
 from arena_distill.runtime.artifacts import require_writable, sha256_file, sha256_path, write_atomically, write_manifest
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.progress import Progress
 from arena_distill.training.student_data import find_file, load_base, load_student_data
+from arena_distill.training.student_job import StudentJob
 from arena_distill.training.student_settings import StudentSettings
+
+if TYPE_CHECKING:
+    from arena_distill.inference.judge import ClassifierJudge
 
 CALIBRATION_FILE = "calibration.json"
 
 
 def run(settings: StudentSettings) -> None:
     """Do what ``settings.mode`` says."""
-    quiet_libraries()
     if settings.student_stats_only:
         print_stats(settings)
         return
@@ -43,16 +45,28 @@ def run(settings: StudentSettings) -> None:
 
 
 def train(settings: StudentSettings) -> None:
-    """Fine-tune a student on labels."""
+    """Fine-tune a student on labels, or find that it is there already."""
+    job = StudentJob.plan(settings)
+    if not settings.force and job.is_up_to_date():
+        print(f"{job.final}: up to date (--force trains it again)")
+        return
+    # Not before: importing torch takes longer than finding that there is nothing to do.
+    from arena_distill.models.quiet import quiet_libraries
+
+    quiet_libraries()
     from arena_distill.training.student import train_student
 
-    train_student(settings)
+    train_student(settings, job)
 
 
 def print_stats(settings: StudentSettings) -> None:
     """Counts of merged, de-duplicated and used rows, and how fast they load and tokenize; trains nothing."""
     from arena_distill.data.prompts import tokenize_rows
-    from arena_distill.models.classifier import check_backbone, load_tokenizer
+    from arena_distill.models.backbone import check_backbone
+    from arena_distill.models.classifier import load_tokenizer
+    from arena_distill.models.quiet import quiet_libraries
+
+    quiet_libraries()
 
     started = time.monotonic()
     data = load_student_data(settings)
@@ -162,6 +176,10 @@ def _test_scores(
 
 
 def _judge(settings: StudentSettings) -> ClassifierJudge:
+    from arena_distill.inference.judge import load_judge
+    from arena_distill.models.quiet import quiet_libraries
+
+    quiet_libraries()
     dtype = "bfloat16" if settings.student_bf16 else "float16" if settings.student_fp16 else "float32"
     return load_judge(
         settings.model_dir,
