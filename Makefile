@@ -26,13 +26,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=24'
 	$(PY) -m pip install --quiet $(TORCH_PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(PY) -m pip check
 	touch $@
 
 demo: $(READY)
-	TRAIN_CSV=$(TRAIN) TEST_CSV=$(TEST) LABELS_CSV=$(LABELS) TRUTH_PARQUET=$(TRUTH) STUDENT_MODEL=$(STUDENT_MODEL) \
-		DEMO_BACKBONE=$(TINY) bash scripts/demo.sh
+	TRAIN_CSV='$(TRAIN)' TEST_CSV='$(TEST)' LABELS_CSV='$(LABELS)' TRUTH_PARQUET='$(TRUTH)' STUDENT_MODEL='$(STUDENT_MODEL)' \
+		DEMO_BACKBONE='$(TINY)' bash scripts/demo.sh
 
 test: $(READY)
 	$(PY) -m pytest

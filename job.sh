@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Quick baseline: one student trained on votes, calibrated, scored on held-out rows, and used on the test file.
-#   sbatch job.sh        bash job.sh        STUDENT_EPOCHS=1 RUN=quick sbatch job.sh
-# Any setting of `python main.py --help` may be given as an environment variable.
+#   TRAIN_CSV=votes.csv TEST_CSV=pairs.csv sbatch job.sh        RUN=quick bash job.sh --student-epochs 1
+# Any setting of `python main.py --help` may be given as a flag or as an environment variable.
 # On a cluster without GPUs: SBATCH_GRES=none sbatch job.sh
 #SBATCH --job-name=student
 #SBATCH --output=logs/%x_%j.out
@@ -17,11 +17,12 @@ for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DI
 done
 source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
+case " $* " in *" --help "* | *" -h "*) exec python main.py --help ;; esac
 log "train"
-python main.py --mode student-train
+python main.py --mode student-train "$@"
 log "calibrate"
-python main.py --mode student-calibrate
+python main.py --mode student-calibrate "$@"
 log "score the holdout"
-python main.py --mode student-eval-holdout
+python main.py --mode student-eval-holdout "$@"
 log "predict the test file"
-python main.py --mode student-infer
+python main.py --mode student-infer "$@"

@@ -13,8 +13,8 @@ from arena_distill.evaluation.submission import read_submission
 from tests.conftest import REPOSITORY
 
 
-def run_job(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(REPOSITORY / "job.sh")]
+def run_job(tmp_path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(REPOSITORY / "job.sh"), *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment})
 
 
@@ -45,3 +45,9 @@ def test_job_stops_at_the_first_failing_step_with_its_exit_code(tmp_path: Path) 
     assert done.returncode == 3
     assert "calibrate" not in done.stdout
     assert "stopped with exit code 3" in done.stdout
+
+
+def test_job_refuses_an_unknown_flag(tmp_path: Path) -> None:
+    done = run_job(tmp_path, "--student-epoch", "3")
+    assert done.returncode == 2
+    assert "did you mean --student-epochs?" in done.stderr

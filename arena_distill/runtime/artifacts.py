@@ -178,6 +178,9 @@ def partial_directory(final: Path, tag: str = "") -> Path:
 
 def publish(partial: Path, final: Path) -> None:
     """Put the finished ``partial`` in the place of ``final`` by renaming; what stood there goes last."""
+    for file in partial.rglob("*"):  # safetensors makes its files readable by the owner alone
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())
     old = final.parent / f".{final.name}.replaced"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

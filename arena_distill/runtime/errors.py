@@ -62,6 +62,12 @@ def run_command(main: Callable[[], int | None]) -> int:
     except ArenaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "arena_distill":
+            raise
+        advice = "set up with `make setup`, then `source .venv/bin/activate`"
+        print(f"error: the Python package {error.name} is missing -> {advice}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

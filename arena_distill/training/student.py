@@ -53,9 +53,11 @@ def train_student(settings: StudentSettings, job: StudentJob) -> Path:
     _check_device(settings)
     with locked(job.final):
         partial = job.open_partial()
-        data = load_student_data(settings)
-        print(data)
-        result = _fit(settings, job.backbone, data, partial / "work")
+        try:
+            result, data = _fit(settings, job.backbone, partial / "training")
+        except BaseException:
+            job.drop_if_empty(partial)
+            raise
         _finish(settings, job, data, result, partial / "model", started)
         publish(partial / "model", job.final)
         shutil.rmtree(partial)
@@ -71,9 +73,11 @@ class _Result:
         self.best_log_loss = float(trainer.state.best_metric or float("nan"))
 
 
-def _fit(settings: StudentSettings, backbone: str, data: StudentData, work: Path) -> _Result:
-    set_seed(settings.seed)
+def _fit(settings: StudentSettings, backbone: str, work: Path) -> tuple[_Result, StudentData]:
     tokenizer = load_tokenizer(backbone, settings.student_use_fast_tokenizer)
+    data = load_student_data(settings)
+    print(data)
+    set_seed(settings.seed)
     model, fresh = load_classifier(backbone, tokenizer, dtype=torch.float32)
     check_lengths(model, [settings.student_max_length], "--student-max-length")
     if fresh:
@@ -99,7 +103,7 @@ def _fit(settings: StudentSettings, backbone: str, data: StudentData, work: Path
     if checkpoint:
         print(f"going on from {checkpoint.name}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _Result(trainer, tokenizer, layout, fresh, len(dataset))
+    return _Result(trainer, tokenizer, layout, fresh, len(dataset)), data
 
 
 def make_dataset(rows: Rows, tokenizer: Any, layout: TextFormat, max_length: int, swap_too: bool) -> PreferenceDataset:
@@ -117,7 +121,11 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
     if by_steps:
         steps = settings.student_save_steps
         rhythm = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": steps, "save_steps": steps}
-    trackers = [name.strip() for name in settings.report_to.split(",") if name.strip()] or ["none"]
+    # The Trainer would put TensorBoard's files among the checkpoints, which go when the student is published.
+    os.environ.setdefault(
+        "TENSORBOARD_LOGGING_DIR",
+        str(settings.output_dir / "logs" / "tensorboard" / settings.run or settings.model_dir.name),
+    )
     try:
         arguments = TrainingArguments(
             output_dir=str(work),
@@ -148,7 +156,7 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
             logging_steps=max(
                 1, min(50, rows // (settings.student_train_batch_size * settings.student_grad_accum) // 4)
             ),
-            report_to=trackers,
+            report_to=settings.report_to.split(","),
             seed=settings.seed,
             disable_tqdm=True,
             **rhythm,

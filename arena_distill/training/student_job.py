@@ -48,6 +48,8 @@ class StudentJob:
             InputError: an input is missing, or the output directory holds something that is not ours to replace.
         """
         backbone = check_backbone(settings.student_model, "--student-model")
+        for later in filter(None, (settings.test_csv, settings.labels_csv)):
+            open_raw(Path(later), LoadSummary(later))  # job.sh comes to these only after hours of training
         inputs = {"train_csv": _data_hash(find_file(settings.train_csv, "train", "--train-csv"))}
         inputs |= {f"extra_csv_{number}": _data_hash(path) for number, path in enumerate(settings.extra_csvs)}
         inputs["student_model"] = sha256_path(Path(backbone)) if Path(backbone).is_dir() else backbone
@@ -80,11 +82,16 @@ class StudentJob:
         for other in self.final.parent.glob(f"{partial_directory(self.final).name}-*"):
             if other == partial:
                 continue
-            if not any(other.glob("work/checkpoint-*")):
-                shutil.rmtree(other)  # we hold the lock, so nobody is working there
-            else:
+            if not self.drop_if_empty(other):
                 print(f"note: {other} is left from an interrupted run with other settings; delete it when not needed")
         return partial
+
+    def drop_if_empty(self, partial: Path) -> bool:
+        """Remove a partial directory without any checkpoint in it; we hold the lock, so nobody is working there."""
+        if any(partial.glob("training/checkpoint-*")):
+            return False
+        shutil.rmtree(partial)
+        return True
 
 
 def _data_hash(path: Path) -> str:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from arena_distill.data.loading import load_labels, load_test
-from arena_distill.data.records import Rows, targets
-from arena_distill.data.splits import CALIBRATION, HOLDOUT, TRAIN, load_split
-from arena_distill.evaluation.calibration import calibration_report, load_calibration, view_probabilities
-from arena_distill.evaluation.metrics import Scores, score
+from arena_distill.data.records import targets
+from arena_distill.evaluation.calibration import TemperatureBoundWarning, calibration_report, view_probabilities
+from arena_distill.evaluation.metrics import score
 from arena_distill.evaluation.scoreboard import format_table, held_out_scores, read_truth
 from arena_distill.evaluation.submission import write_submission
-from arena_distill.inference.tta import tta_views
-from arena_distill.runtime.artifacts import require_writable, sha256_file, sha256_path, write_atomically, write_manifest
-from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.artifacts import (
+    require_writable,
+    sha256_file,
+    sha256_path,
+    write_atomically,
+    write_manifest,
+)
 from arena_distill.runtime.progress import Progress
-from arena_distill.training.student_data import find_file, load_base, load_student_data
+from arena_distill.training.student_data import find_file, load_student_data
 from arena_distill.training.student_job import StudentJob
 from arena_distill.training.student_settings import StudentSettings
+from arena_distill.training.trained_student import TrainedStudent
 
-if TYPE_CHECKING:
-    from arena_distill.inference.judge import ClassifierJudge
-
-CALIBRATION_FILE = "calibration.json"
+FEW_CALIBRATION_ROWS = 200
+_INFERENCE_SETTINGS = {
+    "test_csv", "output_dir", "run", "student_output_model_dir", "student_submission_path", "student_eval_batch_size",
+    "student_fp16", "student_bf16", "student_infer_8bit", "student_infer_tta_lengths", "student_infer_tta_swap",
+}  # fmt: skip
 
 
 def run(settings: StudentSettings) -> None:
@@ -56,7 +61,11 @@ def train(settings: StudentSettings) -> None:
     quiet_libraries()
     from arena_distill.training.student import train_student
 
-    train_student(settings, job)
+    try:
+        train_student(settings, job)
+    except KeyboardInterrupt:
+        print(f"{job.final}: interrupted; the same command goes on from the last checkpoint")
+        raise
 
 
 def print_stats(settings: StudentSettings) -> None:
@@ -67,7 +76,6 @@ def print_stats(settings: StudentSettings) -> None:
     from arena_distill.models.quiet import quiet_libraries
 
     quiet_libraries()
-
     started = time.monotonic()
     data = load_student_data(settings)
     seconds = time.monotonic() - started
@@ -93,42 +101,35 @@ def print_stats(settings: StudentSettings) -> None:
 
 def calibrate(settings: StudentSettings) -> None:
     """Fit the temperature on the calibration rows; write ``calibration.json`` and print it."""
-    judge = _judge(settings)
-    train_file, base = load_base(settings)
-    split = load_split(settings.model_dir, base.rows, train_file)
-    views = tta_views(settings.tta_lengths, settings.student_infer_tta_swap)
-    parts = [split.select(base.rows, part) for part in (CALIBRATION, HOLDOUT)]
-    logits = [judge.view_logits(rows, views) for rows in parts]
-    report = calibration_report(logits[0], targets(parts[0]), logits[1], targets(parts[1]))
-    document = {
-        **report,
-        "tta_lengths": settings.tta_lengths,
-        "tta_swap": settings.student_infer_tta_swap,
-        "weights_sha256": _weights_sha256(settings.model_dir),
-    }
-    path = settings.model_dir / CALIBRATION_FILE
-    write_atomically(path, json.dumps(document, indent=2) + "\n")
+    student = TrainedStudent(settings)
+    parts = [student.data.calibration, student.data.holdout]
+    logits = [student.judge.view_logits(rows, student.views) for rows in parts]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TemperatureBoundWarning)
+        report = calibration_report(logits[0], targets(parts[0]), logits[1], targets(parts[1]))
+    student.write_calibration(report)
     for key, value in report.items():
         print(f"{key:<32} {value:.6f}" if isinstance(value, float) else f"{key:<32} {value}")
-    print(f"{path}: written")
+    for warning in caught:
+        print(f"note: {warning.message}")
+    if len(parts[0]) < FEW_CALIBRATION_ROWS:
+        print(f"note: {len(parts[0])} rows say little about a temperature; compare before and after on the holdout")
+    print(f"{student.calibration_file}: written")
 
 
 def evaluate_holdout(settings: StudentSettings) -> None:
     """Score the holdout rows, which steered neither training nor calibration, beside the baselines."""
-    judge = _judge(settings)
-    train_file, base = load_base(settings)
-    split = load_split(settings.model_dir, base.rows, train_file)
-    holdout = split.select(base.rows, HOLDOUT)
+    student = TrainedStudent(settings)
+    holdout = student.data.holdout
     votes = targets(holdout)
-    logits = judge.view_logits(holdout, tta_views(settings.tta_lengths, settings.student_infer_tta_swap))
+    logits = student.judge.view_logits(holdout, student.views)
     entries = {"student": view_probabilities(logits, 1.0)}
-    calibration = settings.model_dir / CALIBRATION_FILE
-    if calibration.is_file():
-        temperature = _temperature(settings.model_dir)
+    if student.calibration_file.is_file():
+        temperature = student.temperature()
         entries["student, calibrated"] = view_probabilities(logits, temperature)
-        _update_holdout(calibration, logits, votes, temperature)
-    table = held_out_scores(split.select(base.rows, TRAIN), holdout, votes, entries)
-    print(format_table(table, f"Holdout part of {train_file.name}"))
+        _update_holdout(student.calibration_file, *(score(p, votes).log_loss for p in entries.values()))
+    table = held_out_scores(student.data.train, holdout, votes, entries)
+    print(format_table(table, f"Holdout part of {student.train_file.name}"))
 
 
 def infer(settings: StudentSettings) -> None:
@@ -138,85 +139,36 @@ def infer(settings: StudentSettings) -> None:
     test = load_test(test_file)
     print(test.summary)
     ids = test.rows["id"].to_pylist()
-    # Whatever is wrong with the labels should show before the model works for an hour.
+    student = TrainedStudent(settings)
+    path = settings.submission_path
+    # Whatever is wrong with the labels, or with the place to write, should show before the model works for an hour.
+    require_writable(path)
     votes = load_labels(settings.labels_csv, ids) if settings.labels_csv else None
     truth = read_truth(settings.truth_parquet, ids) if settings.truth_parquet else None
-    path = settings.submission_path
-    require_writable(path)
-    temperature = _temperature(settings.model_dir)
-    judge = _judge(settings)
-    views = tta_views(settings.tta_lengths, settings.student_infer_tta_swap)
-    probabilities = view_probabilities(judge.view_logits(test.rows, views), temperature)
+    learned_from = student.data.train if votes is not None else None
+    temperature = student.temperature()
+    probabilities = view_probabilities(student.judge.view_logits(test.rows, student.views), temperature)
     write_submission(path, ids, probabilities)
     write_manifest(
         path,
         path=path.with_suffix(".manifest.json"),
         stage="student-infer",
-        settings=settings.dump(),
-        inputs={"test_csv": sha256_file(test_file), "student": sha256_path(settings.model_dir)},
+        settings={name: value for name, value in settings.dump().items() if name in _INFERENCE_SETTINGS}
+        | {"student_max_length": student.max_length},
+        inputs={"test_csv": sha256_file(test_file), "student": sha256_path(student.directory)},
         started=started,
         details={"rows": len(ids), "temperature": temperature, "files": [test.summary.as_dict()]},
     )
     print(f"{path}: {len(ids):,} rows written")
-    if votes is not None:
-        print(
-            format_table(
-                _test_scores(settings, test.rows, votes, probabilities, truth), f"Test rows of {test_file.name}"
-            )
-        )
+    if votes is not None and learned_from is not None:
+        # The baselines learn from the rows that the student learned from, no more and no fewer.
+        table = held_out_scores(learned_from, test.rows, votes, {"this student": probabilities}, truth)
+        print(format_table(table, f"Test rows of {test_file.name}"))
 
 
-def _test_scores(
-    settings: StudentSettings, test: Rows, votes: np.ndarray, probabilities: np.ndarray, truth: np.ndarray | None
-) -> list[tuple[str, Scores]]:
-    train_file, base = load_base(settings)
-    split = load_split(settings.model_dir, base.rows, train_file)
-    # The baselines learn from the rows that the student learned from, no more and no fewer.
-    return held_out_scores(split.select(base.rows, TRAIN), test, votes, {"this student": probabilities}, truth)
-
-
-def _judge(settings: StudentSettings) -> ClassifierJudge:
-    from arena_distill.inference.judge import load_judge
-    from arena_distill.models.quiet import quiet_libraries
-
-    quiet_libraries()
-    dtype = "bfloat16" if settings.student_bf16 else "float16" if settings.student_fp16 else "float32"
-    return load_judge(
-        settings.model_dir,
-        max_length=settings.student_max_length,
-        batch_rows=settings.student_eval_batch_size,
-        dtype=dtype,
-        int8=settings.student_infer_8bit,
-    )
-
-
-def _temperature(model_dir: Path) -> float:
-    path = model_dir / CALIBRATION_FILE
-    if not path.is_file():
-        print(f"{path}: missing, so probabilities are not calibrated (--mode student-calibrate fits it)")
-        return 1.0
-    temperature = load_calibration(path)
-    fitted_on = json.loads(path.read_text("utf-8")).get("weights_sha256")
-    if fitted_on and fitted_on != _weights_sha256(model_dir):
-        raise InputError(f"{path}: was fitted on other weights -> run --mode student-calibrate again")
-    return temperature
-
-
-def _weights_sha256(model_dir: Path) -> str:
-    whole = [sha256_file(path) for path in sorted(model_dir.glob("*.safetensors"))]
-    if not whole:
-        raise InputError(f"{model_dir}: no weights (*.safetensors) -> train the student first")
-    return whole[0] if len(whole) == 1 else "+".join(whole)
-
-
-def _update_holdout(path: Path, logits: np.ndarray, votes: np.ndarray, temperature: float) -> None:
-    document = json.loads(path.read_text("utf-8"))
-    before, after = (score(view_probabilities(logits, t), votes) for t in (1.0, temperature))
-    document |= {
-        "logloss_holdout_before": before.log_loss,
-        "logloss_holdout_after": after.log_loss,
-        "logloss_holdout_improvement": before.log_loss - after.log_loss,
-    }
-    write_atomically(path, json.dumps(document, indent=2) + "\n")
-    for key in ("before", "after", "improvement"):
-        print(f"{'logloss_holdout_' + key:<32} {document['logloss_holdout_' + key]:.6f}")
+def _update_holdout(path: Path, before: float, after: float) -> None:
+    found = {"before": before, "after": after, "improvement": before - after}
+    figures = {f"logloss_holdout_{name}": value for name, value in found.items()}
+    write_atomically(path, json.dumps(json.loads(path.read_text("utf-8")) | figures, indent=2) + "\n")
+    for name, value in figures.items():
+        print(f"{name:<32} {value:.6f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,6 +11,18 @@ from pydantic import AfterValidator, Field, model_validator
 from arena_distill.runtime.settings import StageSettings
 
 Mode = Literal["student-train", "student-calibrate", "student-eval-holdout", "student-infer"]
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+
+def _trackers(text: str) -> str:
+    names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"unknown tracker {unknown[0]!r}: use {', '.join(TRACKERS)}, or none")
+    if absent := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"{absent[0]} is not installed: pip install {absent[0]}")
+    return ",".join(names) or "none"
 
 
 def _lengths(text: str) -> str:
@@ -31,7 +44,9 @@ class StudentSettings(StageSettings):
         description="training votes (.csv, .parquet, .jsonl); default data/[lmsys-chatbot-arena/]train.csv",
     )
     test_csv: str = Field("", description="rows to predict; default data/[lmsys-chatbot-arena/]test.csv")
-    labels_csv: str = Field("", description="votes on the test rows; if given, student-infer prints a table of scores")
+    labels_csv: str = Field(
+        "", description="votes on the test rows; with it student-infer prints a table (and needs --train-csv)"
+    )
     truth_parquet: str = Field(
         "", description="true probabilities of the test rows (.parquet), for the Bayes-optimal line of that table"
     )
@@ -41,7 +56,9 @@ class StudentSettings(StageSettings):
     )
     seed: int = Field(42, ge=0, description="of split, shuffling, initialisation and dropout")
     force: bool = Field(False, description="train again even if an up-to-date model is there")
-    report_to: str = Field("none", description="experiment trackers, comma list: tensorboard, wandb, mlflow, or none")
+    report_to: Annotated[str, AfterValidator(_trackers)] = Field(
+        "none", description="experiment trackers, comma list: tensorboard, wandb, mlflow, or none"
+    )
 
     student_model: str = Field("distilbert-base-uncased", description="backbone: hub name or directory")
     student_output_model_dir: str = Field("", description="the student; default model_save/[RUN/]student_distilbert")
@@ -49,8 +66,10 @@ class StudentSettings(StageSettings):
 
     student_epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     student_max_steps: int = Field(0, ge=0, description="stop after this many optimizer steps; 0: by epochs")
-    student_max_samples: int = Field(0, ge=0, description="use only this many base rows, drawn by seed; 0: all")
-    student_max_length: int = Field(512, ge=16, description="tokens a sequence (prompt + both answers)")
+    student_max_samples: int = Field(0, ge=0, description="train on this many base rows only, drawn by seed; 0: all")
+    student_max_length: int = Field(
+        512, ge=16, description="tokens a sequence (prompt + both answers); later modes take the student's"
+    )
     student_learning_rate: float = Field(5e-5, gt=0, description="peak, AdamW")
     student_warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of the steps")
     student_weight_decay: float = Field(0.01, ge=0, description="AdamW")
@@ -84,7 +103,7 @@ class StudentSettings(StageSettings):
 
     student_infer_8bit: bool = Field(False, description="load the weights as int8 (bitsandbytes), head left as it is")
     student_infer_tta_lengths: Annotated[str, AfterValidator(_lengths)] = Field(
-        "", description="length limits to average over, such as 512,1024; default --student-max-length alone"
+        "", description="length limits to average over, such as 512,1024; default: the student's own limit"
     )
     student_infer_tta_swap: bool = Field(True, description="average over both orders of the answers")
 
@@ -116,9 +135,8 @@ class StudentSettings(StageSettings):
 
     @property
     def tta_lengths(self) -> list[int]:
-        """Length limits of test-time augmentation, tokens."""
-        lengths = [int(part) for part in self.student_infer_tta_lengths.split(",") if part]
-        return lengths or [self.student_max_length]
+        """Length limits of test-time augmentation, tokens; empty: the student's own."""
+        return [int(part) for part in self.student_infer_tta_lengths.split(",") if part]
 
     def dump(self) -> dict[str, Any]:
         """All settings as plain values, for manifests."""

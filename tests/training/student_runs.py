@@ -7,16 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+from arena_distill.runtime.settings import parse_settings
+from arena_distill.training import student_modes
+from arena_distill.training.student_settings import StudentSettings
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def settings_for(mode: str, **settings: object) -> StudentSettings:
+    """The settings that ``python main.py --mode MODE --flag value …`` resolves to."""
+    return parse_settings(StudentSettings, arguments(mode, **settings), program="main.py", description="")
 
 
 def run_mode(mode: str, **settings: object) -> None:
     """What ``python main.py --mode MODE --flag value …`` does, without a new interpreter."""
-    from arena_distill.runtime.settings import parse_settings
-    from arena_distill.training import student_modes
-    from arena_distill.training.student_settings import StudentSettings
-
-    student_modes.run(parse_settings(StudentSettings, arguments(mode, **settings), program="main.py", description=""))
+    student_modes.run(settings_for(mode, **settings))
 
 
 def arguments(mode: str, **settings: object) -> list[str]:

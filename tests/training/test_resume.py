@@ -39,7 +39,7 @@ def test_after_sigkill_the_same_command_ends_with_the_same_weights(
     settings = _settings(backbones, small_train_csv, killed)
     process = start("student-train", **settings)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".killed.partial-*/work/checkpoint-*/trainer_state.json")):
+    while not list(tmp_path.glob(".killed.partial-*/training/checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.01)

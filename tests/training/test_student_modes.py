@@ -187,3 +187,54 @@ def test_float16_without_a_gpu_is_refused_with_the_alternative(student: Student)
         pytest.skip("this machine has a GPU")
     with pytest.raises(SettingsError, match="bfloat16"):
         load_judge(_directory(student), dtype="float16")
+
+
+def test_later_modes_take_the_length_limit_that_the_student_was_trained_with(student: Student) -> None:
+    from arena_distill.training.trained_student import TrainedStudent
+    from tests.training.student_runs import settings_for
+
+    unsaid = {name: value for name, value in student.items() if name != "student_max_length"}
+    assert TrainedStudent(settings_for("student-infer", **unsaid)).max_length == 64
+    assert TrainedStudent(settings_for("student-infer", **unsaid, student_max_length=32)).max_length == 32
+
+
+def test_baselines_learn_from_the_rows_that_the_student_learned_from(
+    backbones: Path, small_train_csv: Path, tmp_path: Path
+) -> None:
+    from arena_distill.training.trained_student import TrainedStudent
+    from tests.training.student_runs import quick_settings, settings_for
+
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "s")
+    chosen = {
+        "student_max_samples": 50,
+        "student_extra_csvs": SAMPLE / "ultrafeedback_ties.csv",
+        "student_max_steps": 1,
+    }
+    run_mode("student-train", **settings, **chosen)
+    rows = json.loads((tmp_path / "s" / "manifest.json").read_text())["rows"]["train"]
+    student = TrainedStudent(settings_for("student-eval-holdout", **settings))
+    assert len(student.data.train) == rows > 50
+    assert student.data.train["base_idx"].to_pylist().count(-1) == rows - 50
+
+
+def test_a_temperature_used_with_other_views_is_remarked(
+    student: Student, small_test_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"test_csv": small_test_csv, "student_submission_path": tmp_path / "s.csv"}
+    run_mode("student-infer", **student, **options)
+    assert "note: the temperature" not in capsys.readouterr().out
+    run_mode("student-infer", **student, **options, student_infer_tta_swap=False)
+    assert (
+        "note: the temperature was fitted with the views 64, 64 swapped and is used with 64;" in capsys.readouterr().out
+    )
+
+
+def test_labels_without_training_rows_are_refused_before_anything_is_written(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {name: value for name, value in student.items() if name != "train_csv"}
+    options = {"test_csv": SAMPLE / "test.csv", "labels_csv": SAMPLE / "test_labels.csv"}
+    with pytest.raises(InputError, match="--train-csv"):
+        run_mode("student-infer", **settings, **options, student_submission_path=tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()

@@ -15,7 +15,7 @@ from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
 from arena_distill.inference.judge import load_judge
 from arena_distill.models.classifier import pad_batch
 from arena_distill.runtime.artifacts import sha256_file
-from arena_distill.runtime.errors import ArenaError, InputError, SettingsError
+from arena_distill.runtime.errors import ArenaError, DataError, InputError, SettingsError
 from arena_distill.training.student_data import load_student_data
 from arena_distill.training.student_settings import StudentSettings
 from tests.conftest import SAMPLE
@@ -145,3 +145,41 @@ def test_stats_only_counts_and_trains_nothing(
     assert "(160 base + 300 extra)" in out
     assert "rows/s" in out and "tokens/s" in out and "deduplicated" in out
     assert not (tmp_path / "s").exists()
+
+
+def test_everybody_who_may_read_the_directory_may_read_the_weights(student: dict[str, object]) -> None:
+    directory = Path(str(student["student_output_model_dir"]))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
+def test_a_test_file_that_infer_will_need_is_missed_before_training(
+    backbones: Path, small_train_csv: Path, tmp_path: Path
+) -> None:
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "s")
+    with pytest.raises(DataError, match=r"nowhere\.csv"):
+        run_mode("student-train", **settings, test_csv=tmp_path / "nowhere.csv")
+
+
+def test_a_refused_run_leaves_no_partial_directory(small_train_csv: Path, backbones: Path, tmp_path: Path) -> None:
+    settings = quick_settings(small_train_csv, backbones / "distilbert", tmp_path / "s") | {"student_max_length": 513}
+    with pytest.raises(SettingsError):
+        run_mode("student-train", **settings)
+    assert [path.name for path in tmp_path.iterdir()] == [".s.lock"]
+
+
+@pytest.mark.parametrize("name", ["wand", "tensorboard,comet"])
+def test_an_unknown_tracker_is_refused_at_once(name: str, small_train_csv: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown tracker"):
+        run_mode("student-train", train_csv=small_train_csv, report_to=name)
+
+
+def test_tensorboard_files_outlive_training(
+    backbones: Path, small_train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "s") | {"output_dir": tmp_path}
+    run_mode("student-train", **settings, student_max_steps=2, report_to="tensorboard", run="tracked")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    assert list((tmp_path / "logs" / "tensorboard" / "tracked").glob("*tfevents*"))

@@ -1,0 +1,135 @@
+"""A student on disk, as the modes after training see it: its judge, its calibration, the rows it learned from."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arena_distill.data.prompts import View
+from arena_distill.data.splits import load_split
+from arena_distill.evaluation.calibration import load_calibration
+from arena_distill.inference.tta import tta_views
+from arena_distill.runtime.artifacts import read_manifest, sha256_file, write_atomically
+from arena_distill.runtime.errors import InputError
+from arena_distill.training.student_data import StudentData, find_file, load_student_data
+from arena_distill.training.student_settings import StudentSettings
+
+if TYPE_CHECKING:
+    from arena_distill.inference.judge import ClassifierJudge
+
+CALIBRATION_FILE = "calibration.json"
+_ROW_SETTINGS = ("seed", "student_max_samples", "student_dedup_by_prompt", "student_shuffle_ab", "student_extra_csvs")
+
+
+class TrainedStudent:
+    """The student that ``settings.model_dir`` holds.
+
+    What it was trained with counts where the command at hand does not say otherwise: its length limit, and the
+    settings that chose its rows.
+
+    Raises:
+        InputError: there is no finished student.
+    """
+
+    def __init__(self, settings: StudentSettings) -> None:
+        self.settings = settings
+        self.directory = settings.model_dir
+        manifest = read_manifest(self.directory)
+        if manifest is None:
+            raise InputError(f"{self.directory}: no finished student there -> train one first (--mode student-train)")
+        self._trained_with: dict[str, Any] = manifest["all_settings"]
+
+    @property
+    def max_length(self) -> int:
+        """Length limit, tokens: as given, else as trained."""
+        if "student_max_length" in self.settings.model_fields_set:
+            return self.settings.student_max_length
+        return int(self._trained_with["student_max_length"])
+
+    @property
+    def views(self) -> list[View]:
+        """What inference averages over."""
+        return tta_views(self.settings.tta_lengths or [self.max_length], self.settings.student_infer_tta_swap)
+
+    @cached_property
+    def judge(self) -> ClassifierJudge:
+        """The model, loaded."""
+        from arena_distill.inference.judge import load_judge
+        from arena_distill.models.quiet import quiet_libraries
+
+        quiet_libraries()
+        dtype = "bfloat16" if self.settings.student_bf16 else "float16" if self.settings.student_fp16 else "float32"
+        return load_judge(
+            self.directory,
+            max_length=self.max_length,
+            batch_rows=self.settings.student_eval_batch_size,
+            dtype=dtype,
+            int8=self.settings.student_infer_8bit,
+        )
+
+    @cached_property
+    def train_file(self) -> Path:
+        """The base file that it was trained on, as the command at hand names it."""
+        return find_file(self.settings.train_csv, "train", "--train-csv")
+
+    @cached_property
+    def data(self) -> StudentData:
+        """The very rows that it learned from, and those held out.
+
+        Raises:
+            DataError: the base file is another one than in training.
+            InputError: the rows would be divided otherwise than they were in training.
+        """
+        chosen = {name: self._trained_with[name] for name in _ROW_SETTINGS}
+        if missing := [path for path in chosen["student_extra_csvs"].split(",") if path and not Path(path).is_file()]:
+            print(f"note: {', '.join(missing)} not found, so the baselines learn from the base rows alone")
+            chosen["student_extra_csvs"] = ""
+        trained = self.settings.model_copy(update=chosen | {"train_csv": str(self.train_file)})
+        data = load_student_data(trained)
+        saved = load_split(self.directory, data.loaded[0].rows, self.train_file)
+        if not np.array_equal(saved.part, data.split.part):
+            raise InputError(f"{self.directory}: was trained by a version that split rows otherwise -> train it again")
+        return data
+
+    @property
+    def calibration_file(self) -> Path:
+        """Where the temperature is."""
+        return self.directory / CALIBRATION_FILE
+
+    def write_calibration(self, report: dict[str, Any]) -> None:
+        """Keep ``report`` with what it holds for: these weights, these views."""
+        document = report | {"views": self._view_names(), "weights_sha256": self._weights_sha256()}
+        write_atomically(self.calibration_file, json.dumps(document, indent=2) + "\n")
+
+    def temperature(self) -> float:
+        """The fitted temperature, or 1 (with a remark) if none was fitted.
+
+        Raises:
+            InputError: it was fitted on other weights.
+        """
+        if not self.calibration_file.is_file():
+            print(f"{self.calibration_file}: missing, so probabilities are not calibrated (see student-calibrate)")
+            return 1.0
+        temperature = load_calibration(self.calibration_file)
+        document = json.loads(self.calibration_file.read_text("utf-8"))
+        if document.get("weights_sha256") not in (None, self._weights_sha256()):
+            raise InputError(f"{self.calibration_file}: was fitted on other weights -> run student-calibrate again")
+        if document.get("views", self._view_names()) != self._view_names():
+            print(
+                f"note: the temperature was fitted with the views {', '.join(document['views'])} and is used with "
+                f"{', '.join(self._view_names())}; run student-calibrate with the same settings"
+            )
+        return temperature
+
+    def _view_names(self) -> list[str]:
+        return [f"{view.max_length}{' swapped' if view.swap else ''}" for view in self.views]
+
+    def _weights_sha256(self) -> str:
+        whole = [sha256_file(path) for path in sorted(self.directory.glob("*.safetensors"))]
+        if not whole:
+            raise InputError(f"{self.directory}: no weights (*.safetensors) -> train the student again")
+        return "+".join(whole)
