@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
 export STUDENT_SWAP_AUGMENT=${STUDENT_SWAP_AUGMENT:-1} # few votes: seeing each pair from both sides doubles them
 if [ "$TRAIN_CSV" = data/sample/train.csv ]; then
-  export STUDENT_EXTRA_CSVS=${STUDENT_EXTRA_CSVS:-data/sample/ultrafeedback.csv,data/sample/ultrafeedback_ties.csv}
+  export STUDENT_EXTRA_CSVS=${STUDENT_EXTRA_CSVS:-data/sample/ultrafeedback.csv}
 fi
 if [ -z "${STUDENT_MODEL:-}" ]; then
   python scripts/make_tiny_models.py --texts "$TRAIN_CSV" --out-dir "$DEMO_BACKBONE" --families bert
