@@ -56,6 +56,11 @@ def load_classifier(name: str, tokenizer: Any, **options: Any) -> tuple[torch.nn
             output_loading_info=True,
             **options,
         )
+    if len(tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+        raise InputError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model knows {known} -> the two do not belong "
+            "together; copy the model's own tokenizer files into its directory"
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     fresh = bool(report["missing_keys"]) or bool(report["mismatched_keys"])
     return model, fresh

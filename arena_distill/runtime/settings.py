@@ -38,6 +38,7 @@ class StageSettings(BaseSettings):
         extra="ignore",  # a profile also holds other stages' variables; flags and variables are checked by name below
         case_sensitive=False,
         frozen=True,
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,

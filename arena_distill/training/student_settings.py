@@ -52,7 +52,9 @@ class StudentSettings(StageSettings):
     )
     output_dir: Path = Field(Path(), description="model_save/ and sub/ are made here")
     run: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]*$", description="run name: outputs go to model_save/RUN/ and sub/RUN_*"
+        "",
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$",
+        description="run name: outputs go to model_save/RUN/ and sub/RUN_*",
     )
     seed: int = Field(42, ge=0, description="of split, shuffling, initialisation and dropout")
     force: bool = Field(False, description="train again even if an up-to-date model is there")

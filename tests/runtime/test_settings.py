@@ -62,6 +62,8 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         (["--toy-rat", "1"], r"unknown flag --toy-rat -> did you mean --toy-rate\?"),
         (["--toy-steps", "many"], r"--toy-steps \(or TOY_STEPS\): .*'many'"),
         (["--toy-rate", "-1"], r"--toy-rate"),
+        (["--toy-rate", "nan"], r"--toy-rate .*finite number"),
+        (["--toy-rate", "inf"], r"--toy-rate .*finite number"),
         (["--toy-rate", "0"], r"--toy-rate .*greater than 0"),
         (["--toy-steps"], r"--toy-steps"),
         (["stray"], r"stray"),

@@ -183,3 +183,24 @@ def test_tensorboard_files_outlive_training(
     run_mode("student-train", **settings, student_max_steps=2, report_to="tensorboard", run="tracked")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
     assert list((tmp_path / "logs" / "tensorboard" / "tracked").glob("*tfevents*"))
+
+
+@pytest.mark.parametrize("run", ["..", "a/b", ".hidden"])
+def test_a_run_name_that_would_leave_its_directory_is_refused(run: str) -> None:
+    with pytest.raises(SettingsError, match="--run"):
+        run_mode("student-train", run=run)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_knows_is_refused(
+    backbones: Path, small_train_csv: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from arena_distill.models.classifier import load_tokenizer
+
+    mixed = shutil.copytree(backbones / "bert", tmp_path / "mixed")
+    tokenizer = load_tokenizer(str(mixed))
+    tokenizer.add_tokens([f"<new{n}>" for n in range(5000)])
+    tokenizer.save_pretrained(mixed)
+    with pytest.raises(InputError, match="do not belong together"):
+        run_mode("student-train", **quick_settings(small_train_csv, mixed, tmp_path / "s"))
