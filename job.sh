@@ -17,7 +17,10 @@ for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DI
 done
 source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
-case " $* " in *" --help "* | *" -h "*) exec python main.py --help ;; esac
+case " $* " in
+*" --help "* | *" -h "*) exec python main.py --help ;;
+*" --mode"*) echo "error: job.sh sets --mode itself" >&2 && exit 2 ;;
+esac
 log "train"
 python main.py --mode student-train "$@"
 log "calibrate"

@@ -17,6 +17,7 @@ from arena_distill.models.classifier import (
     load_classifier,
     load_tokenizer,
     pad_batch,
+    token_table_size,
 )
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.progress import Progress
@@ -145,6 +146,9 @@ def load_judge(
         raise InputError(
             f"{path}: the saved model lacks some of its weights -> a random head would be used; train it again"
         )
+    known = token_table_size(model)
+    if max((token for piece in (*layout.pieces, layout.cut_mark) for token in piece), default=0) >= known:
+        raise InputError(f"{path}: its text_format.json names tokens that the model does not know -> train it again")
     if not int8:
         model = model.to(device)
     model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,15 @@ HEAD_MODULES = ("score", "classifier", "pre_classifier", "pooler")
 """Names that sequence-classification heads go by in transformers; quantization leaves them alone."""
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")  # else an empty one is made up
+
+
 def load_tokenizer(name: str, fast: bool = True) -> Any:
     """The tokenizer of a backbone, with a padding token (the end-of-text token where it has none of its own)."""
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir() and not any(p for pattern in _TOKENIZER_FILES for p in Path(name).glob(pattern)):
+        raise InputError(f"{name}: holds no tokenizer -> copy the tokenizer files of the model into it")
     with _hub_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=fast)
     if tokenizer.pad_token_id is None:
@@ -56,7 +62,7 @@ def load_classifier(name: str, tokenizer: Any, **options: Any) -> tuple[torch.nn
             output_loading_info=True,
             **options,
         )
-    if len(tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+    if len(tokenizer) > (known := token_table_size(model)):
         raise InputError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens and the model knows {known} -> the two do not belong "
             "together; copy the model's own tokenizer files into its directory"
@@ -99,6 +105,11 @@ def check_lengths(model: torch.nn.Module, lengths: list[int], setting: str) -> N
         raise SettingsError(
             f"{setting}: this model reads at most {limit} tokens, not {max(lengths)} -> use {limit} or less"
         )
+
+
+def token_table_size(model: Any) -> int:
+    """Number of tokens that the model's input embedding knows."""
+    return int(model.get_input_embeddings().num_embeddings)
 
 
 def token_types(model: torch.nn.Module) -> int:

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def write_manifest(
         "settings": dict(settings),
         "inputs": dict(inputs),
         "outputs": _output_hashes(directory),
+        "output_bytes": {file.name: file.stat().st_size for file in _output_files(directory)},
         "git_revision": git_revision(),
         "versions": {name: _version(name) for name in _REPORTED_PACKAGES},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -135,10 +136,13 @@ def write_manifest(
 
 
 def _output_hashes(output: Path) -> dict[str, str]:
+    return {file.name: sha256_file(file) for file in _output_files(output)}
+
+
+def _output_files(output: Path) -> list[Path]:
     if output.is_file():
-        return {output.name: sha256_file(output)}
-    files = (p for p in sorted(output.iterdir()) if p.is_file() and p.name != MANIFEST and not p.name.startswith("."))
-    return {file.name: sha256_file(file) for file in files}
+        return [output]
+    return [p for p in sorted(output.iterdir()) if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")]
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -152,9 +156,9 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text("utf-8"))
-        version = manifest["schema_version"]
+        version, *_ = (manifest[key] for key in ("schema_version", "stage", "fingerprint", "outputs"))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: broken manifest ({error!r}) -> delete the directory and make it again") from error
+        raise InputError(f"{path}: not a whole manifest of ours ({error!r}) -> make the directory again") from error
     if version != MANIFEST_SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, expected {MANIFEST_SCHEMA_VERSION} -> make it again")
     return dict(manifest)
@@ -165,7 +169,27 @@ def is_up_to_date(directory: Path, expected_fingerprint: str) -> bool:
     manifest = read_manifest(directory)
     if manifest is None or manifest["fingerprint"] != expected_fingerprint:
         return False
-    return all((directory / name).is_file() for name in manifest["outputs"])
+    sizes = manifest.get("output_bytes", {})
+    files = {name: directory / name for name in manifest["outputs"]}
+    return all(file.is_file() and file.stat().st_size == sizes.get(name) for name, file in files.items())
+
+
+def require_replaceable(directory: Path, stage: str) -> None:
+    """Refuse to put an output of ``stage`` in the place of anything but an earlier output of the same stage.
+
+    Raises:
+        InputError: there is a file, or a directory that holds something else.
+    """
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    ours = False
+    if directory.is_dir():
+        with suppress(InputError):
+            ours = (read_manifest(directory) or {}).get("stage") == stage
+    if directory.exists() and not ours:
+        raise InputError(
+            f"{directory}: holds something that {stage} did not make -> choose another place for the output"
+        )
 
 
 def partial_directory(final: Path, tag: str = "") -> Path:

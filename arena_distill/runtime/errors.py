@@ -68,6 +68,13 @@ def run_command(main: Callable[[], int | None]) -> int:
         advice = "set up with `make setup`, then `source .venv/bin/activate`"
         print(f"error: the Python package {error.name} is missing -> {advice}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"error: {error.filename}: {error.strerror} -> mend the path, its permissions or the disk", file=sys.stderr
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

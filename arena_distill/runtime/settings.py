@@ -135,9 +135,17 @@ def _profile_file() -> Path | None:
 
 
 def _profile_entries(path: Path) -> Mapping[str, str | None]:
-    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 
-    return dotenv_values(path)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not a readable profile ({error}) -> write lines like STUDENT_EPOCHS=2") from error
+    for binding in bindings:
+        if binding.error:
+            raise SettingsError(f"{path}, line {binding.original.line}: not NAME=value -> correct or remove the line")
+    return {binding.key: binding.value for binding in bindings if binding.key}
 
 
 def _refuse_unknown_variables(cls: type[StageSettings], variables: Iterable[str], where: str) -> None:

@@ -22,19 +22,18 @@ from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
 from arena_distill.data.records import SWAPPED, Rows, targets
 from arena_distill.models.classifier import check_lengths, load_classifier, load_tokenizer, token_types
 from arena_distill.runtime.artifacts import locked, publish, write_atomically, write_manifest
-from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.training.student_data import StudentData, load_student_data
-from arena_distill.training.student_job import StudentJob
+from arena_distill.training.student_job import STAGE, StudentJob
 from arena_distill.training.student_settings import StudentSettings
 from arena_distill.training.trainer import (
     LOG_LOSS,
     PreferenceDataset,
     PreferenceTrainer,
     ProgressReport,
+    is_finished,
     last_whole_checkpoint,
 )
-
-STAGE = "student-train"
 
 
 def train_student(settings: StudentSettings, job: StudentJob) -> Path:
@@ -80,6 +79,7 @@ def _fit(settings: StudentSettings, backbone: str, work: Path) -> tuple[_Result,
     set_seed(settings.seed)
     model, fresh = load_classifier(backbone, tokenizer, dtype=torch.float32)
     check_lengths(model, [settings.student_max_length], "--student-max-length")
+    _require_disk(model, work)
     if fresh:
         print("the classification head is new (the backbone has none with three labels)")
     layout = TextFormat.for_tokenizer(tokenizer, token_types(model))
@@ -95,15 +95,29 @@ def _fit(settings: StudentSettings, backbone: str, work: Path) -> tuple[_Result,
         pad_id=tokenizer.pad_token_id,
         label_smoothing=settings.student_label_smoothing,
     )
-    rows_per_step = settings.student_train_batch_size * settings.student_grad_accum
+    rows_per_step = min(settings.student_train_batch_size * settings.student_grad_accum, len(dataset))
     trainer.add_callback(ProgressReport(rows_per_step))
     if settings.student_early_stopping:
         trainer.add_callback(EarlyStoppingCallback(settings.student_early_stopping))
     checkpoint = last_whole_checkpoint(work)
     if checkpoint:
         print(f"going on from {checkpoint.name}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and is_finished(checkpoint):
+        trainer.take_best_of(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _Result(trainer, tokenizer, layout, fresh, len(dataset)), data
+
+
+def _require_disk(model: torch.nn.Module, work: Path) -> None:
+    """Two checkpoints (weights and two Adam moments each) and the finished model must fit, or the run dies later."""
+    needed = 7 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    free = shutil.disk_usage(work.parent).free
+    if free < needed:
+        raise InputError(
+            f"{work.parent}: training writes up to {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free -> free some, "
+            "or choose another --output-dir"
+        )
 
 
 def make_dataset(rows: Rows, tokenizer: Any, layout: TextFormat, max_length: int, swap_too: bool) -> PreferenceDataset:
@@ -124,7 +138,7 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
     # The Trainer would put TensorBoard's files among the checkpoints, which go when the student is published.
     os.environ.setdefault(
         "TENSORBOARD_LOGGING_DIR",
-        str(settings.output_dir / "logs" / "tensorboard" / settings.run or settings.model_dir.name),
+        str(settings.output_dir / "logs" / "tensorboard" / (settings.run or settings.model_dir.name)),
     )
     try:
         arguments = TrainingArguments(
@@ -168,7 +182,7 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
 
 
 def _check_device(settings: StudentSettings) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise SettingsError("student-train runs in one process (WORLD_SIZE is set) -> start it without torchrun")
     if settings.student_fp16 and not torch.cuda.is_available():
         raise SettingsError("--student-fp16 needs a CUDA GPU and there is none -> use --student-bf16")

@@ -14,13 +14,14 @@ from arena_distill.runtime.artifacts import (
     fingerprint,
     is_up_to_date,
     partial_directory,
-    read_manifest,
     recover,
+    require_replaceable,
     sha256_path,
 )
-from arena_distill.runtime.errors import InputError
 from arena_distill.training.student_data import find_file
 from arena_distill.training.student_settings import StudentSettings
+
+STAGE = "student-train"
 
 # What these settings say does not change the weights; data files count by their content.
 _WITHOUT_EFFECT = {
@@ -56,10 +57,7 @@ class StudentJob:
         decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
         final = settings.model_dir
         recover(final)
-        if not settings.force and final.exists() and read_manifest(final) is None and any(final.iterdir()):
-            raise InputError(
-                f"{final}: exists and is not a student of ours -> choose another --student-output-model-dir, or --force"
-            )
+        require_replaceable(final, STAGE)
         return cls(decisive, inputs, backbone, final)
 
     @property

@@ -22,6 +22,7 @@ from arena_distill.runtime.artifacts import (
     write_atomically,
     write_manifest,
 )
+from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.progress import Progress
 from arena_distill.training.student_data import find_file, load_student_data
 from arena_distill.training.student_job import StudentJob
@@ -143,6 +144,7 @@ def infer(settings: StudentSettings) -> None:
     path = settings.submission_path
     # Whatever is wrong with the labels, or with the place to write, should show before the model works for an hour.
     require_writable(path)
+    _refuse_overwriting(path, [test_file, settings.labels_csv, settings.truth_parquet, settings.train_csv], student)
     votes = load_labels(settings.labels_csv, ids) if settings.labels_csv else None
     truth = read_truth(settings.truth_parquet, ids) if settings.truth_parquet else None
     learned_from = student.data.train if votes is not None else None
@@ -166,9 +168,17 @@ def infer(settings: StudentSettings) -> None:
         print(format_table(table, f"Test rows of {test_file.name}"))
 
 
+def _refuse_overwriting(path: Path, inputs: list[Path | str], student: TrainedStudent) -> None:
+    for written in (path.resolve(), path.with_suffix(".manifest.json").resolve()):
+        if written in {Path(given).resolve() for given in inputs if given}:
+            raise InputError(f"{path}: would overwrite an input -> choose another --student-submission-path")
+        if written.is_relative_to(student.directory.resolve()):
+            raise InputError(f"{path}: lies inside the student -> choose another --student-submission-path")
+
+
 def _update_holdout(path: Path, before: float, after: float) -> None:
     found = {"before": before, "after": after, "improvement": before - after}
     figures = {f"logloss_holdout_{name}": value for name, value in found.items()}
-    write_atomically(path, json.dumps(json.loads(path.read_text("utf-8")) | figures, indent=2) + "\n")
+    write_atomically(path, json.dumps(json.loads(path.read_text("utf-8-sig")) | figures, indent=2) + "\n")
     for name, value in figures.items():
         print(f"{name:<32} {value:.6f}")

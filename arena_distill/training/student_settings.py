@@ -27,7 +27,7 @@ def _trackers(text: str) -> str:
 
 def _lengths(text: str) -> str:
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError("use token counts separated by commas, such as 512,1024")
     return ",".join(parts)
 
@@ -56,7 +56,7 @@ class StudentSettings(StageSettings):
         pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$",
         description="run name: outputs go to model_save/RUN/ and sub/RUN_*",
     )
-    seed: int = Field(42, ge=0, description="of split, shuffling, initialisation and dropout")
+    seed: int = Field(42, ge=0, lt=2**32, description="of split, shuffling, initialisation and dropout")
     force: bool = Field(False, description="train again even if an up-to-date model is there")
     report_to: Annotated[str, AfterValidator(_trackers)] = Field(
         "none", description="experiment trackers, comma list: tensorboard, wandb, mlflow, or none"
@@ -81,15 +81,15 @@ class StudentSettings(StageSettings):
     student_early_stopping: int = Field(
         2, ge=0, description="evaluations without a better log loss; 0: never stop early"
     )
-    student_train_batch_size: int = Field(16, ge=1, description="rows a device and step")
+    student_train_batch_size: int = Field(16, ge=1, le=65536, description="rows a device and step")
     student_eval_batch_size: int = Field(
-        32, ge=1, description="rows: budget is this many of --student-max-length tokens"
+        32, ge=1, le=65536, description="rows: budget is this many of --student-max-length tokens"
     )
-    student_grad_accum: int = Field(1, ge=1, description="steps summed before an update")
+    student_grad_accum: int = Field(1, ge=1, le=65536, description="steps summed before an update")
     student_gradient_checkpointing: bool = Field(False, description="less memory, about 30 percent more time")
     student_fp16: bool = Field(False, description="train and infer in float16 (CUDA only)")
     student_bf16: bool = Field(False, description="train and infer in bfloat16")
-    student_num_workers: int = Field(0, ge=0, description="data loader processes")
+    student_num_workers: int = Field(0, ge=0, le=256, description="data loader processes")
     student_save_steps: int = Field(
         0, ge=0, description="checkpoint and evaluate every this many steps; 0: every epoch"
     )

@@ -13,7 +13,7 @@ from arena_distill.data.prompts import View
 from arena_distill.data.splits import load_split
 from arena_distill.evaluation.calibration import load_calibration
 from arena_distill.inference.tta import tta_views
-from arena_distill.runtime.artifacts import read_manifest, sha256_file, write_atomically
+from arena_distill.runtime.artifacts import read_manifest, recover, sha256_file, write_atomically
 from arena_distill.runtime.errors import InputError
 from arena_distill.training.student_data import StudentData, find_file, load_student_data
 from arena_distill.training.student_settings import StudentSettings
@@ -38,10 +38,11 @@ class TrainedStudent:
     def __init__(self, settings: StudentSettings) -> None:
         self.settings = settings
         self.directory = settings.model_dir
-        manifest = read_manifest(self.directory)
-        if manifest is None:
+        recover(self.directory)
+        manifest = read_manifest(self.directory) or {}
+        self._trained_with: dict[str, Any] = manifest.get("all_settings", {})
+        if not {"student_max_length", *_ROW_SETTINGS} <= self._trained_with.keys():
             raise InputError(f"{self.directory}: no finished student there -> train one first (--mode student-train)")
-        self._trained_with: dict[str, Any] = manifest["all_settings"]
 
     @property
     def max_length(self) -> int:
@@ -115,12 +116,12 @@ class TrainedStudent:
             print(f"{self.calibration_file}: missing, so probabilities are not calibrated (see student-calibrate)")
             return 1.0
         temperature = load_calibration(self.calibration_file)
-        document = json.loads(self.calibration_file.read_text("utf-8"))
+        document = json.loads(self.calibration_file.read_text("utf-8-sig"))
         if document.get("weights_sha256") not in (None, self._weights_sha256()):
             raise InputError(f"{self.calibration_file}: was fitted on other weights -> run student-calibrate again")
-        if document.get("views", self._view_names()) != self._view_names():
+        if (fitted := document.get("views")) and fitted != self._view_names():
             print(
-                f"note: the temperature was fitted with the views {', '.join(document['views'])} and is used with "
+                f"note: the temperature was fitted with the views {', '.join(map(str, fitted))} and is used with "
                 f"{', '.join(self._view_names())}; run student-calibrate with the same settings"
             )
         return temperature

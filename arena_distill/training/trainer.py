@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -19,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from arena_distill.data.prompts import Sequences
 from arena_distill.evaluation.metrics import score, softmax
 from arena_distill.models.classifier import pad_batch
+from arena_distill.runtime.errors import SettingsError
 from arena_distill.runtime.progress import Progress
 from arena_distill.training.losses import soft_cross_entropy
 
@@ -106,6 +108,11 @@ class PreferenceTrainer(Trainer):
         # The Trainer counts label elements over all accumulated batches: dividing by rows weighs every row alike.
         return losses.sum() * labels.shape[-1] / num_items_in_batch
 
+    def take_best_of(self, checkpoint: Path) -> None:
+        """End as a finished run does: with its state, and its best weights loaded."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_best_model()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         data: PreferenceDataset = train_dataset if train_dataset is not None else self.train_dataset
         step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -127,9 +134,10 @@ class _SetSamplerEpoch(TrainerCallback):
 
 def log_loss_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Kaggle log loss and the other scores of the evaluation rows."""
-    scores = score(
-        softmax(np.asarray(prediction.predictions, np.float64)), np.asarray(prediction.label_ids, np.float64)
-    )
+    logits = np.asarray(prediction.predictions, np.float64)
+    if not np.isfinite(logits).all():
+        raise SettingsError("training diverged: the logits are not finite -> lower --student-learning-rate")
+    scores = score(softmax(logits), np.asarray(prediction.label_ids, np.float64))
     return {LOG_LOSS: scores.log_loss, "accuracy": scores.accuracy, "ece": scores.ece}
 
 
@@ -189,10 +197,26 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """Whether the run had come to its end, by steps or by early stopping, when it wrote ``checkpoint``.
+
+    The Trainer forgets the latter when it resumes, and would train on past the stop.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    control: Any = (state.stateful_callbacks or {}).get("TrainerControl", {})
+    return state.global_step >= state.max_steps or bool(control.get("args", {}).get("should_training_stop"))
+
+
 def _is_whole(checkpoint: Path) -> bool:
-    weights = any(checkpoint.glob("*.safetensors"))
+    weights = list(checkpoint.glob("*.safetensors"))
     if not weights or not any(checkpoint.glob("rng_state*.pth")):
         return False
+    for file in weights:
+        try:
+            with safe_open(file, "pt"):  # reads the header, and checks the file's length against it
+                pass
+        except (OSError, SafetensorError):
+            return False
     if not all((checkpoint / name).is_file() for name in _CHECKPOINT_FILES):
         return False
     try:

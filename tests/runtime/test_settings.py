@@ -90,6 +90,15 @@ def test_a_misspelt_profile_entry_is_refused_with_file_and_nearest_name(
         parse()
 
 
+@pytest.mark.parametrize("content", [b"not a line at all\n", b'TOY_STEPS="1\n', b"\xff\xfe\x00"])
+def test_a_broken_profile_is_refused_by_name(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "mine.env"
+    profile.write_bytes(content)
+    monkeypatch.setenv("PROFILE", str(profile))
+    with pytest.raises(SettingsError, match=r"mine\.env"):
+        parse()
+
+
 def test_another_stages_variable_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_OF_ANOTHER_STAGE", "1")
     assert parse().toy_steps == 3

@@ -7,8 +7,9 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from arena_distill.training.trainer import last_whole_checkpoint
 from tests.training.student_runs import quick_settings, run_mode, start
@@ -57,7 +58,8 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_taken(tmp_path: Path
     def checkpoint(step: int, state: str) -> Path:
         directory = tmp_path / f"checkpoint-{step}"
         directory.mkdir()
-        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        save_file({"weight": np.zeros(3)}, directory / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             (directory / name).write_bytes(b"x")
         (directory / "trainer_state.json").write_text(state)
         return directory
@@ -65,10 +67,13 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_taken(tmp_path: Path
     checkpoint(9, "{}")
     whole = checkpoint(100, "{}")
     torn = checkpoint(200, '{"global_step": 20')
+    cut = checkpoint(250, "{}")
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[:-4])
     half = checkpoint(300, "{}")
     (half / "optimizer.pt").unlink()
     assert last_whole_checkpoint(tmp_path) == whole
-    assert not torn.exists() and not half.exists()
+    assert not torn.exists() and not half.exists() and not cut.exists()
 
 
 @pytest.mark.parametrize("stopped_early", [False, True])

@@ -238,3 +238,18 @@ def test_labels_without_training_rows_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match="--train-csv"):
         run_mode("student-infer", **settings, **options, student_submission_path=tmp_path / "s.csv")
     assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize("target", ["test.csv", "labels.csv", "student/config.json"])
+def test_a_submission_never_overwrites_an_input_or_the_student(target: str, student: Student, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copy(SAMPLE / "test.csv", tmp_path / "test.csv")
+    shutil.copy(SAMPLE / "test_labels.csv", tmp_path / "labels.csv")
+    shutil.copytree(_directory(student), tmp_path / "student")
+    before = (tmp_path / target).read_bytes()
+    settings = {**student, "student_output_model_dir": tmp_path / "student"}
+    options = {"test_csv": tmp_path / "test.csv", "labels_csv": tmp_path / "labels.csv"}
+    with pytest.raises(InputError, match="choose another"):
+        run_mode("student-infer", **settings, **options, student_submission_path=tmp_path / target)
+    assert (tmp_path / target).read_bytes() == before

@@ -80,8 +80,13 @@ assert model.config.id2label == {0: "model_a", 1: "model_b", 2: "tie"}
 def test_a_foreign_directory_is_not_overwritten(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="not a student of ours"):
-        run_mode("student-train", **quick_settings(small_train_csv, backbones / "bert", tmp_path / "mine"))
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "mine")
+    for force in (False, True):
+        with pytest.raises(InputError, match="did not make"):
+            run_mode("student-train", **settings, force=force)
+    (tmp_path / "mine" / "manifest.json").write_text('{"schema_version": 1, "fingerprint": "other"}')
+    with pytest.raises(InputError, match="did not make"):
+        run_mode("student-train", **settings)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
@@ -204,3 +209,30 @@ def test_a_tokenizer_with_more_tokens_than_the_model_knows_is_refused(
     tokenizer.save_pretrained(mixed)
     with pytest.raises(InputError, match="do not belong together"):
         run_mode("student-train", **quick_settings(small_train_csv, mixed, tmp_path / "s"))
+
+
+def test_a_student_whose_weights_were_cut_is_not_up_to_date(
+    backbones: Path, small_train_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "s")
+    run_mode("student-train", **settings, student_max_steps=1)
+    weights = tmp_path / "s" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:5000])
+    run_mode("student-train", **settings, student_max_steps=1)
+    assert "up to date" not in capsys.readouterr().out
+    assert weights.read_bytes() == whole
+
+
+def test_a_backbone_without_tokenizer_is_refused(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bare = shutil.copytree(backbones / "bert", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(InputError, match="no tokenizer"):
+        run_mode("student-train", **quick_settings(small_train_csv, bare, tmp_path / "s"))
+
+
+def test_a_diverging_run_says_so(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
+    settings = quick_settings(small_train_csv, backbones / "bert", tmp_path / "s") | {"student_learning_rate": 1e30}
+    with pytest.raises(SettingsError, match="diverged"):
+        run_mode("student-train", **settings)
