@@ -68,12 +68,6 @@ def find_file(given: str, name: str, flag: str) -> Path:
     raise InputError(f"no {name} file: {places} does not exist -> put it there or give {flag}")
 
 
-def load_base(settings: StudentSettings) -> tuple[Path, Loaded]:
-    """The base training file."""
-    path = find_file(settings.train_csv, "train", "--train-csv")
-    return path, load_labelled(path)
-
-
 def load_student_data(settings: StudentSettings) -> StudentData:
     """Load, merge, de-duplicate, split and shuffle, in that order.
 
@@ -83,7 +77,8 @@ def load_student_data(settings: StudentSettings) -> StudentData:
     Raises:
         DataError: a file cannot be used, or no training rows are left.
     """
-    path, base = load_base(settings)
+    path = find_file(settings.train_csv, "train", "--train-csv")
+    base = load_labelled(path)
     extras = [load_labelled(extra) for extra in settings.extra_csvs]
     split = make_split(base.rows, settings.seed, path)
     calibration, holdout = split.select(base.rows, CALIBRATION), split.select(base.rows, HOLDOUT)
