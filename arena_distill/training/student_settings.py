@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from arena_distill.runtime.settings import StageSettings
+from arena_distill.runtime.run_settings import RunSettings
 
 Mode = Literal["student-train", "student-calibrate", "student-eval-holdout", "student-infer"]
 
@@ -32,7 +32,7 @@ def _lengths(text: str) -> str:
     return ",".join(parts)
 
 
-class StudentSettings(StageSettings):
+class StudentSettings(RunSettings):
     """Everything the student path can be told."""
 
     owned_prefixes: ClassVar[tuple[str, ...]] = ("STUDENT_",)
@@ -50,14 +50,6 @@ class StudentSettings(StageSettings):
     truth_parquet: str = Field(
         "", description="true probabilities of the test rows (.parquet), for the Bayes-optimal line of that table"
     )
-    output_dir: Path = Field(Path(), description="model_save/ and sub/ are made here")
-    run: str = Field(
-        "",
-        pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$",
-        description="run name: outputs go to model_save/RUN/ and sub/RUN_*",
-    )
-    seed: int = Field(42, ge=0, lt=2**32, description="of split, shuffling, initialisation and dropout")
-    force: bool = Field(False, description="train again even if an up-to-date model is there")
     report_to: Annotated[str, AfterValidator(_trackers)] = Field(
         "none", description="experiment trackers, comma list: tensorboard, wandb, mlflow, or none"
     )
@@ -120,7 +112,7 @@ class StudentSettings(StageSettings):
         """Where the student is, or will be."""
         if self.student_output_model_dir:
             return Path(self.student_output_model_dir)
-        return self.output_dir / "model_save" / self.run / "student_distilbert"
+        return self.model_save / "student_distilbert"
 
     @property
     def submission_path(self) -> Path:
@@ -139,7 +131,3 @@ class StudentSettings(StageSettings):
     def tta_lengths(self) -> list[int]:
         """Length limits of test-time augmentation, tokens; empty: the student's own."""
         return [int(part) for part in self.student_infer_tta_lengths.split(",") if part]
-
-    def dump(self) -> dict[str, Any]:
-        """All settings as plain values, for manifests."""
-        return self.model_dump(mode="json")

@@ -1,0 +1,57 @@
+"""Settings that every stage shares: where a run's outputs go, its seed, and whether to do finished work again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from arena_distill.runtime.settings import StageSettings
+
+
+class RunSettings(StageSettings):
+    """One run: ``RUN=name`` keeps its outputs apart from those of every other."""
+
+    output_dir: Path = Field(Path(), description="model_save/ and sub/ are made here")
+    run: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$",
+        description="run name: outputs go to model_save/RUN/ and sub/RUN_*",
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="of splits and folds, shuffling, initialisation and dropout")
+    force: bool = Field(False, description="do it again even if an up-to-date output is there")
+
+    @property
+    def model_save(self) -> Path:
+        """Where this run's models are."""
+        return self.output_dir / "model_save" / self.run
+
+    def dump(self) -> dict[str, Any]:
+        """All settings as plain values, for manifests."""
+        return self.model_dump(mode="json")
+
+
+class FoldedSettings(RunSettings):
+    """A run over folds of one base file."""
+
+    train_csv: str = Field(
+        "", description="training votes (.csv, .parquet, .jsonl); default data/[lmsys-chatbot-arena/]train.csv"
+    )
+    extra_data: str = Field("", description="extra training files, comma list; only ever in train parts of folds")
+    n_folds: int = Field(5, ge=2, le=100, description="parts that the base rows are divided into")
+    folds_json: str = Field(
+        "", description="which fold holds out which row; default data/processed_data/[RUN/]folds_N_seedS.json"
+    )
+
+    @property
+    def folds_path(self) -> Path:
+        """The folds file."""
+        if self.folds_json:
+            return Path(self.folds_json)
+        return self.output_dir / "data" / "processed_data" / self.run / f"folds_{self.n_folds}_seed{self.seed}.json"
+
+    @property
+    def extra_paths(self) -> list[Path]:
+        """Extra training files."""
+        return [Path(part.strip()) for part in self.extra_data.split(",") if part.strip()]
