@@ -7,6 +7,7 @@ together from the same token ids, so that swap(A, B) and every test-time length 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from arena_distill.runtime.errors import InputError, SettingsError
 
 TEXT_FORMAT_FILE = "text_format.json"
 TEXT_FORMAT_VERSION = 1
+CUT_MARK = " ... "
 TOKENIZER_CHUNK = 4096  # texts a call: large enough for the tokenizer's threads, small enough for memory
 
 ANSWER_FLOOR = 4  # each answer may keep a quarter of the budget whatever the lengths of the other texts
@@ -241,18 +243,26 @@ class TextFormat:
             tokenizer: a Hugging Face tokenizer.
             token_types: size of the model's token type vocabulary (0 or 1: none).
         """
-
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
         cls_id, sep_id = tokenizer.cls_token_id, tokenizer.sep_token_id
         if cls_id is not None and sep_id is not None:
             sep = (sep_id,)
             segment_ids = ((0, 0, 1) if token_types == 2 else (0, 1, 2)) if token_types >= 2 else None
-            return cls("separators", ((cls_id,), sep, sep, sep), ids(" ... "), segment_ids)
+            return cls("separators", ((cls_id,), sep, sep, sep), _ids(tokenizer, CUT_MARK), segment_ids)
+        return cls._in_words(tokenizer, "named", "\n\nBetter:")
+
+    @classmethod
+    def for_label_tokens(cls, tokenizer: Any, words: Sequence[str]) -> TextFormat:
+        """The format for a causal LM whose next token is the verdict: one of three label words for A, B and tie."""
+        a, b, tie = words
+        question = f"\n\nBetter: {a}, {b} or {tie} (tie)?\n"
+        return cls._in_words(tokenizer, "label tokens", question)
+
+    @classmethod
+    def _in_words(cls, tokenizer: Any, name: str, question: str) -> TextFormat:
         start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-        pieces = ((*start, *ids("Prompt:\n")), ids("\n\nResponse A:\n"), ids("\n\nResponse B:\n"), ids("\n\nBetter:"))
-        return cls("named", pieces, ids(" ... "))
+        headings = ("Prompt:\n", "\n\nResponse A:\n", "\n\nResponse B:\n", question)
+        prompt, a, b, end = (_ids(tokenizer, heading) for heading in headings)
+        return cls(name, ((*start, *prompt), a, b, end), _ids(tokenizer, CUT_MARK))
 
 
 def assemble(tokens: TokenizedRows, layout: TextFormat, views: list[View]) -> tuple[Sequences, np.ndarray]:
@@ -286,6 +296,10 @@ def assemble(tokens: TokenizedRows, layout: TextFormat, views: list[View]) -> tu
         fresh.append(recipe[new])
     distinct = np.concatenate([np.zeros((0, 6), np.int64), *fresh])
     return layout.sequences(tokens, distinct[:, :3], distinct[:, 3:]), number
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _token_ids(values: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from arena_distill.data.json_lines_file import JsonLinesFile
 from arena_distill.data.parquet_file import ParquetFile
 from arena_distill.data.raw import BYTE_ORDER_MARK, RawFile
 from arena_distill.data.summary import LoadSummary
+from arena_distill.runtime.artifacts import sha256_file
 from arena_distill.runtime.errors import DataError
 
 _KINDS = {
@@ -93,3 +94,13 @@ def _refuse_wrong_content(path: Path, start: bytes, expected: str) -> None:
             raise DataError(f"this is not a {kind} file", file=path, hint="write it again, or mend its name")
         if kind != expected and start.startswith(magic):
             raise DataError(f"this is a {kind} file", file=path, hint="give it the extension of its content")
+
+
+def data_sha256(path: Path) -> str:
+    """Hash of a data file's bytes.
+
+    Raises:
+        DataError: it is missing, empty or of no kind that can be read.
+    """
+    open_raw(path, LoadSummary(str(path)))
+    return sha256_file(path)
