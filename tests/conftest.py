@@ -13,9 +13,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "data" / "sample"
 
+OWN_PREFIXES = (
+    *("STUDENT_", "DISTILL_", "CV_", "TEACHER_", "POSTPRE_", "INFER_", "FOLDS_"),
+    *("LLAMA_", "QWEN_", "GEMMA_", "SKIP_"),
+)
 GENERAL_SETTINGS = {
     *("PROFILE", "MODE", "RUN", "SEED", "FORCE", "REPORT_TO"),
-    *("TRAIN_CSV", "TEST_CSV", "LABELS_CSV", "TRUTH_PARQUET", "OUTPUT_DIR"),
+    *("TRAIN_CSV", "TEST_CSV", "LABELS_CSV", "TRUTH_PARQUET", "OUTPUT_DIR", "EXTRA_DATA", "N_FOLDS", "FOLDS_JSON"),
+    *("SCRATCH_BASE", "RUN_STAGE", "UT_DATA", "AUTO_DOWNGRADE", "WORLD_SIZE", "RANK"),
 }
 
 
@@ -23,7 +28,7 @@ GENERAL_SETTINGS = {
 def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings that a developer has exported must not reach the tests."""
     for name in list(os.environ):
-        if name.startswith(("STUDENT_", "DISTILL_", "CV_")) or name in GENERAL_SETTINGS:
+        if name.startswith(OWN_PREFIXES) or name in GENERAL_SETTINGS:
             monkeypatch.delenv(name)
 
 

@@ -127,7 +127,12 @@ def swap_gap(probabilities: ArrayLike, swapped_probabilities: ArrayLike) -> floa
     """
     p, q = _matrix(probabilities, "probabilities"), _matrix(swapped_probabilities, "swapped probabilities")
     _same_rows(p, q, "swapped probabilities")
-    return float(np.abs(p - q[:, SWAPPED]).sum(axis=1).mean())
+    return float(row_gaps(p, q[:, SWAPPED]).mean())
+
+
+def row_gaps(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """L1 distance of two predictions of the same rows in the same class order, ``[N, 3]`` each; ``[N]``, 0 to 2."""
+    return np.asarray(np.abs(p - q).sum(axis=1))
 
 
 def score(probabilities: ArrayLike, targets: ArrayLike) -> Scores:

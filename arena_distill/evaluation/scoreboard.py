@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from arena_distill.data.fold_rows import fold_rows
+from arena_distill.data.folds import Folds
 from arena_distill.data.records import Rows
 from arena_distill.evaluation.metrics import Scores, score
 from arena_distill.runtime.errors import DataError
@@ -73,6 +75,18 @@ def held_out_scores(
     if truth is not None:
         entries[TRUTH_NAME] = truth
     return scoreboard(entries, targets)
+
+
+def oof_baselines(rows: Rows, extras: Sequence[Rows], folds: Folds) -> dict[str, np.ndarray]:
+    """Each baseline's probabilities ``[N, 3]`` for every base row, fitted on the same rows as that row's teacher."""
+    from arena_distill.evaluation.baselines import fit_baselines
+
+    out: dict[str, np.ndarray] = {}
+    for fold in range(folds.n_folds):
+        parts = fold_rows(rows, extras, folds, fold)
+        for name, model in fit_baselines(parts.train).items():
+            out.setdefault(name, np.zeros((len(rows), 3)))[parts.val["base_idx"].to_numpy()] = model.predict(parts.val)
+    return out
 
 
 def format_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,16 +11,20 @@ import torch
 from arena_distill.data.batching import token_budget_batches
 from arena_distill.data.prompts import Sequences, TextFormat, View, assemble, tokenize_rows
 from arena_distill.data.records import SWAPPED, Rows
+from arena_distill.models.adapters import ADAPTER_CONFIG, nf4_config
 from arena_distill.models.classifier import (
     HEAD_MODULES,
     check_lengths,
-    load_classifier,
     load_tokenizer,
     pad_batch,
     token_table_size,
 )
+from arena_distill.models.label_tokens import LABEL_TOKENS_FILE
+from arena_distill.models.saved_model import load_saved_model
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.progress import Progress
+
+Quantization = Literal["none", "int8", "nf4"]
 
 
 class Judge(Protocol):
@@ -66,29 +70,41 @@ class ClassifierJudge:
 
         Views that give a row the same tokens are computed once.
         """
+        sequences, number = self.sequences(rows, views)
+        return in_class_order(self.score(sequences)[number], views)
+
+    def sequences(self, rows: Rows, views: list[View]) -> tuple[Sequences, np.ndarray]:
+        """What the model reads, and the sequence of each view and row, int64 ``[V, N]`` (see ``assemble``)."""
         check_lengths(self.model, [view.max_length for view in views], "length limit")
-        sequences, number = assemble(tokenize_rows(rows, self.tokenizer), self.layout, views)
-        distinct = self.score(sequences)
-        out = distinct[number]
-        for v, view in enumerate(views):
-            if view.swap:
-                out[v] = out[v][:, SWAPPED]
-        return out
+        return assemble(tokenize_rows(rows, self.tokenizer), self.layout, views)
+
+    def batches(self, sequences: Sequences) -> list[np.ndarray]:
+        """Sequence numbers of each batch; the same sequences always give the same batches."""
+        return token_budget_batches(sequences.ids.lengths, self.max_batch_tokens)
 
     def score(self, sequences: Sequences) -> np.ndarray:
         """Raw logits of token sequences, float32 ``[S, 3]``, in their order."""
-        lengths = sequences.ids.lengths
         out = np.full((len(sequences), len(SWAPPED)), np.nan, dtype=np.float32)
-        self.model.eval()
-        with Progress("scoring", len(sequences), "sequences") as progress, torch.inference_mode():
-            for batch in token_budget_batches(lengths, self.max_batch_tokens):
-                self._score_into(out, sequences, batch)
-                progress.update(len(batch), int(lengths[batch].sum()))
-        if not np.isfinite(out).all():
-            raise InputError(
-                "the model gives NaN or infinite logits -> its weights are damaged, or fp16 overflows (use bf16)"
-            )
+        self.score_batches(sequences, self.batches(sequences), out)
         return out
+
+    def score_batches(self, sequences: Sequences, batches: list[np.ndarray], out: np.ndarray) -> None:
+        """Put the logits of some batches into their rows of ``out`` (float32 ``[S, 3]``), one batch after the other.
+
+        Raises:
+            InputError: the model gives NaN or infinite logits.
+        """
+        lengths = sequences.ids.lengths
+        self.model.eval()
+        total = sum(map(len, batches))
+        with Progress("scoring", total, "sequences") as progress, torch.inference_mode():
+            for batch in batches:
+                self._score_into(out, sequences, batch)
+                if not np.isfinite(out[batch]).all():
+                    raise InputError(
+                        "the model gives NaN or infinite logits -> its weights are damaged, or fp16 overflows: use bf16"
+                    )
+                progress.update(len(batch), int(lengths[batch].sum()))
 
     def _score_into(self, out: np.ndarray, sequences: Sequences, batch: np.ndarray) -> None:
         try:
@@ -107,49 +123,63 @@ class ClassifierJudge:
             self._score_into(out, sequences, batch[half:])
 
 
+def in_class_order(logits: np.ndarray, views: list[View]) -> np.ndarray:
+    """``[V, N, 3]`` as scored, with the logits of swapped views put back to the order A, B, tie."""
+    out = logits.copy()
+    for v, view in enumerate(views):
+        if view.swap:
+            out[v] = logits[v][:, SWAPPED]
+    return out
+
+
 def load_judge(
     path: str | Path,
     *,
     max_length: int = 512,
     batch_rows: int = 32,
     dtype: str = "float32",
-    int8: bool = False,
+    quant: Quantization = "none",
     device: str | None = None,
+    base: str = "",
 ) -> ClassifierJudge:
-    """Load a trained student from its directory.
+    """Load a trained student or teacher from its directory.
 
     Args:
-        path: directory that ``student-train`` wrote.
+        path: directory that ``student-train`` or step 3 wrote; a merged model, or an adapter whose base is at hand.
         max_length: length limit of ``Judge.logits``, tokens.
         batch_rows: a batch holds at most this many times ``max_length`` tokens, padding included.
         dtype: ``float32``, ``bfloat16`` or ``float16``; what matrix products are computed in.
-        int8: load the weights of the backbone as int8 (bitsandbytes); the head stays as it is.
-        device: ``cuda``, ``cpu`` …; by default the GPU if there is one.
+        quant: load the weights of the backbone in 8 bits (``int8``) or 4 (``nf4``); the head stays as it is.
+        device: ``cuda``, ``cpu``, ``auto`` (spread over all GPUs); by default the GPU if there is one.
+        base: base model of an adapter; by default the one that it was trained on.
 
     Raises:
-        InputError: there is no student at ``path``, its files are damaged, or its head is missing.
+        InputError: there is no judge at ``path``, its files are damaged, or its head is missing.
         SettingsError: what was asked for cannot be done on this machine.
     """
     directory = Path(path)
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{path}: no student there (no config.json) -> train one first (--mode student-train)")
+    if not any((directory / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        raise InputError(
+            f"{path}: no model there (no config.json) -> train one first (--mode student-train, or step 3)"
+        )
     layout = TextFormat.load(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "float16" and device == "cpu":
         raise SettingsError("float16 needs a CUDA GPU -> use bfloat16 (--student-bf16)")
     tokenizer = load_tokenizer(str(directory))
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if int8:
-        options |= {"quantization_config": _int8_config(), "device_map": {"": device}}
-    model, fresh = load_classifier(str(directory), tokenizer, **options)
-    if fresh:
-        raise InputError(
-            f"{path}: the saved model lacks some of its weights -> a random head would be used; train it again"
-        )
+    compute = getattr(torch, dtype)
+    teacher = any((directory / name).is_file() for name in (ADAPTER_CONFIG, LABEL_TOKENS_FILE))
+    # Students are small, and keep their weights in full; of a large base, 16 bits is what was trained on.
+    options: dict[str, Any] = {"dtype": compute if teacher else torch.float32}
+    if quant != "none":
+        options["quantization_config"] = _int8_config() if quant == "int8" else nf4_config(compute)
+    if quant != "none" or device == "auto":
+        options["device_map"] = "auto" if device == "auto" else {"": device}
+    model = load_saved_model(directory, tokenizer, base=base, **options)
     known = token_table_size(model)
     if max((token for piece in (*layout.pieces, layout.cut_mark) for token in piece), default=0) >= known:
         raise InputError(f"{path}: its text_format.json names tokens that the model does not know -> train it again")
-    if not int8:
+    if "device_map" not in options:
         model = model.to(device)
     model.eval()
     return ClassifierJudge(
@@ -158,7 +188,7 @@ def load_judge(
         layout,
         max_length=max_length,
         max_batch_tokens=batch_rows * max_length,
-        autocast=None if dtype == "float32" else getattr(torch, dtype),
+        autocast=None if dtype == "float32" else compute,
     )
 
 

@@ -27,7 +27,7 @@ def load_tokenizer(name: str, fast: bool = True) -> Any:
 
     if Path(name).is_dir() and not any(p for pattern in _TOKENIZER_FILES for p in Path(name).glob(pattern)):
         raise InputError(f"{name}: holds no tokenizer -> copy the tokenizer files of the model into it")
-    with _hub_errors(name):
+    with hub_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=fast)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -36,7 +36,7 @@ def load_tokenizer(name: str, fast: bool = True) -> Any:
     return tokenizer
 
 
-def load_classifier(name: str, tokenizer: Any, **options: Any) -> tuple[torch.nn.Module, bool]:
+def load_classifier(name: str, tokenizer: Any, **options: Any) -> tuple[Any, frozenset[str]]:
     """A classifier with three labels on the backbone ``name``.
 
     Args:
@@ -45,14 +45,14 @@ def load_classifier(name: str, tokenizer: Any, **options: Any) -> tuple[torch.nn
         options: passed to ``from_pretrained`` (``dtype``, ``quantization_config``, …).
 
     Returns:
-        The model, and whether any of its weights are new (a head of another size or none at all).
+        The model, and the names of its weights that are new (a head of another size or none at all).
 
     Raises:
         InputError: there is no such model, or its files are damaged.
     """
     from transformers import AutoModelForSequenceClassification
 
-    with _hub_errors(name):
+    with hub_errors(name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name,
             num_labels=len(CLASSES),
@@ -62,18 +62,24 @@ def load_classifier(name: str, tokenizer: Any, **options: Any) -> tuple[torch.nn
             output_loading_info=True,
             **options,
         )
+    check_vocabulary(model, tokenizer, name)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    mismatched = (key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    return model, frozenset({*report["missing_keys"], *mismatched})
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for."""
     if len(tokenizer) > (known := token_table_size(model)):
         raise InputError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens and the model knows {known} -> the two do not belong "
             "together; copy the model's own tokenizer files into its directory"
         )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    fresh = bool(report["missing_keys"]) or bool(report["mismatched_keys"])
-    return model, fresh
 
 
 @contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
+def hub_errors(name: str) -> Iterator[None]:
+    """Turn what loading a model can raise into an InputError that names it."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:

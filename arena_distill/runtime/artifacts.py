@@ -27,6 +27,8 @@ _REPORTED_PACKAGES = (
     "arena-distill",
     "torch",
     "transformers",
+    "peft",
+    "safetensors",
     "accelerate",
     "numpy",
     "pyarrow",
@@ -70,6 +72,11 @@ def require_writable(path: Path) -> None:
         raise InputError(f"{path.parent}: cannot be made ({error.strerror}) -> choose another place") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: cannot be written there -> choose another place, or mend the permissions")
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest directory above it that exists: where its disk can be asked."""
+    return next(place for place in (path, *path.resolve().parents) if place.exists())
 
 
 def sha256_file(path: Path) -> str:
@@ -151,7 +158,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     Raises:
         InputError: there is one, but it is broken or of a newer schema.
     """
-    path = directory / MANIFEST
+    return read_manifest_file(directory / MANIFEST)
+
+
+def read_manifest_file(path: Path) -> dict[str, Any] | None:
+    """The manifest at ``path``, as ``read_manifest``; for an output that is a single file."""
     if not path.is_file():
         return None
     try:
@@ -226,8 +237,12 @@ def recover(final: Path) -> None:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
+def locked(output: Path, wait_seconds: float = 0) -> Iterator[None]:
     """Hold the lock of ``output`` so that no second job writes it; the lock goes with the process.
+
+    Args:
+        output: file or directory that will be written.
+        wait_seconds: how long to wait for another job that holds it.
 
     Raises:
         ArenaError: another process holds it.
@@ -237,7 +252,7 @@ def locked(output: Path) -> Iterator[None]:
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output.parent / f".{output.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_seconds)
     except Timeout as error:
         raise ArenaError(f"{output}: another job is writing it -> wait for that job, or choose another RUN") from error
     try:

@@ -13,7 +13,7 @@ from arena_distill.runtime.settings import StageSettings
 class RunSettings(StageSettings):
     """One run: ``RUN=name`` keeps its outputs apart from those of every other."""
 
-    output_dir: Path = Field(Path(), description="model_save/ and sub/ are made here")
+    output_dir: Path = Field(Path(), description="data/, model_save/ and sub/ are made here")
     run: str = Field(
         "",
         pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$",
@@ -38,7 +38,9 @@ class FoldedSettings(RunSettings):
     train_csv: str = Field(
         "", description="training votes (.csv, .parquet, .jsonl); default data/[lmsys-chatbot-arena/]train.csv"
     )
-    extra_data: str = Field("", description="extra training files, comma list; only ever in train parts of folds")
+    extra_data: str = Field(
+        "", description="extra training files, comma list, or none; only ever in train parts of folds"
+    )
     n_folds: int = Field(5, ge=2, le=100, description="parts that the base rows are divided into")
     folds_json: str = Field(
         "", description="which fold holds out which row; default data/processed_data/[RUN/]folds_N_seedS.json"
@@ -54,4 +56,5 @@ class FoldedSettings(RunSettings):
     @property
     def extra_paths(self) -> list[Path]:
         """Extra training files."""
-        return [Path(part.strip()) for part in self.extra_data.split(",") if part.strip()]
+        parts = [part.strip() for part in self.extra_data.split(",")]
+        return [Path(part) for part in parts if part not in ("", "none")]

@@ -14,21 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
-from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
-from arena_distill.data.records import SWAPPED, Rows, targets
+from arena_distill.data.prompts import TextFormat
 from arena_distill.models.classifier import check_lengths, load_classifier, load_tokenizer, token_types
 from arena_distill.runtime.artifacts import locked, publish, write_atomically, write_manifest
 from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
+from arena_distill.training.datasets import make_dataset
 from arena_distill.training.student_data import StudentData, load_student_data
 from arena_distill.training.student_job import STAGE, StudentJob
 from arena_distill.training.student_settings import StudentSettings
 from arena_distill.training.trainer import (
     LOG_LOSS,
-    PreferenceDataset,
     PreferenceTrainer,
     ProgressReport,
     is_finished,
@@ -51,11 +50,12 @@ def train_student(settings: StudentSettings, job: StudentJob) -> Path:
     started = time.time()
     _check_device(settings)
     with locked(job.final):
-        partial = job.open_partial()
+        job.open_partial()
+        partial = job.partial
         try:
             result, data = _fit(settings, job.backbone, partial / "training")
         except BaseException:
-            job.drop_if_empty(partial)
+            job.drop_if_empty()
             raise
         _finish(settings, job, data, result, partial / "model", started)
         publish(partial / "model", job.final)
@@ -106,7 +106,7 @@ def _fit(settings: StudentSettings, backbone: str, work: Path) -> tuple[_Result,
         trainer.take_best_of(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _Result(trainer, tokenizer, layout, fresh, len(dataset)), data
+    return _Result(trainer, tokenizer, layout, bool(fresh), len(dataset)), data
 
 
 def _require_disk(model: torch.nn.Module, work: Path) -> None:
@@ -120,65 +120,37 @@ def _require_disk(model: torch.nn.Module, work: Path) -> None:
         )
 
 
-def make_dataset(rows: Rows, tokenizer: Any, layout: TextFormat, max_length: int, swap_too: bool) -> PreferenceDataset:
-    """Sequences and targets of ``rows``; with ``swap_too`` each row stands in both orders, its vote turned round."""
-    views = [View(max_length), View(max_length, swap=True)] if swap_too else [View(max_length)]
-    sequences, number = assemble(tokenize_rows(rows, tokenizer), layout, views)
-    votes = targets(rows)
-    both = np.concatenate([votes[:, SWAPPED] if view.swap else votes for view in views])
-    return PreferenceDataset(sequences.take(number.ravel()), both)
-
-
 def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> TrainingArguments:
-    by_steps = bool(settings.student_save_steps)
-    rhythm: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    if by_steps:
-        steps = settings.student_save_steps
-        rhythm = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": steps, "save_steps": steps}
-    # The Trainer would put TensorBoard's files among the checkpoints, which go when the student is published.
-    os.environ.setdefault(
-        "TENSORBOARD_LOGGING_DIR",
-        str(settings.output_dir / "logs" / "tensorboard" / (settings.run or settings.model_dir.name)),
+    schedule = Schedule(
+        epochs=settings.student_epochs,
+        max_steps=settings.student_max_steps,
+        batch_size=settings.student_train_batch_size,
+        grad_accum=settings.student_grad_accum,
+        learning_rate=settings.student_learning_rate,
+        warmup_ratio=settings.student_warmup_ratio,
+        weight_decay=settings.student_weight_decay,
+        seed=settings.seed,
+        bf16=settings.student_bf16,
+        fp16=settings.student_fp16,
+        gradient_checkpointing=settings.student_gradient_checkpointing,
+        num_workers=settings.student_num_workers,
+        report_to=settings.report_to,
+        eval_batch_size=settings.student_eval_batch_size,
     )
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(work),
-            run_name=settings.run or settings.model_dir.name,
-            num_train_epochs=settings.student_epochs,
-            max_steps=settings.student_max_steps or -1,
-            per_device_train_batch_size=settings.student_train_batch_size,
-            per_device_eval_batch_size=settings.student_eval_batch_size,
-            gradient_accumulation_steps=settings.student_grad_accum,
-            activation_checkpointing=settings.student_gradient_checkpointing,
-            learning_rate=settings.student_learning_rate,
-            warmup_steps=settings.student_warmup_ratio,  # a fraction: the Trainer counts steps from 1 on
-            weight_decay=settings.student_weight_decay,
-            bf16=settings.student_bf16,
-            fp16=settings.student_fp16,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_num_workers=settings.student_num_workers,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
-            label_names=["labels"],
-            load_best_model_at_end=True,
-            metric_for_best_model=LOG_LOSS,
-            greater_is_better=False,
-            save_total_limit=1,
-            restore_callback_states_from_checkpoint=True,
-            average_tokens_across_devices=False,  # True doubles loss and gradient under two processes
-            include_num_input_tokens_seen="non_padding",
-            logging_steps=max(
-                1, min(50, rows // (settings.student_train_batch_size * settings.student_grad_accum) // 4)
-            ),
-            report_to=settings.report_to.split(","),
-            seed=settings.seed,
-            disable_tqdm=True,
-            **rhythm,
-        )
-    except (ValueError, ImportError) as error:
-        raise SettingsError(f"these settings do not go together: {error}") from error
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads over all GPUs by threads, with another loss
-    return arguments
+    rhythm: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    if steps := settings.student_save_steps:
+        rhythm = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": steps, "save_steps": steps}
+    return training_arguments(
+        work,
+        settings.run or settings.model_dir.name,
+        settings.output_dir / "logs",
+        schedule,
+        load_best_model_at_end=True,
+        metric_for_best_model=LOG_LOSS,
+        greater_is_better=False,
+        logging_steps=logging_steps(rows, schedule.global_batch),
+        **rhythm,
+    )
 
 
 def _check_device(settings: StudentSettings) -> None:

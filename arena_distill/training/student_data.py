@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from arena_distill.data.find_file import find_file
 from arena_distill.data.loading import Loaded, load_labelled
 from arena_distill.data.merging import (
     MergeCounts,
@@ -20,10 +20,8 @@ from arena_distill.data.merging import (
 )
 from arena_distill.data.records import Rows
 from arena_distill.data.splits import CALIBRATION, HOLDOUT, TRAIN, Split, make_split
-from arena_distill.runtime.errors import DataError, InputError
+from arena_distill.runtime.errors import DataError
 from arena_distill.training.student_settings import StudentSettings
-
-DEFAULT_DIRECTORIES = (Path("data"), Path("data/lmsys-chatbot-arena"))
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,6 @@ class StudentData:
             f"(train {len(self.train):,}, calibration {len(self.calibration):,}, holdout {len(self.holdout):,})",
         ]
         return "\n".join(lines)
-
-
-def find_file(given: str, name: str, flag: str) -> Path:
-    """The file a setting names, or the first existing one of the default layout (.csv, .parquet or .jsonl).
-
-    Raises:
-        InputError: nothing was given and nothing is there.
-    """
-    if given:
-        return Path(given)
-    for directory in DEFAULT_DIRECTORIES:
-        for suffix in (".csv", ".parquet", ".jsonl"):
-            if (path := directory / f"{name}{suffix}").exists():
-                return path
-    places = " or ".join(str(directory / f"{name}.csv") for directory in DEFAULT_DIRECTORIES)
-    raise InputError(f"no {name} file: {places} does not exist -> put it there or give {flag}")
 
 
 def load_student_data(settings: StudentSettings) -> StudentData:

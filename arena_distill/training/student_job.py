@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from arena_distill.data.reading import open_raw
+from arena_distill.data.find_file import find_file
+from arena_distill.data.reading import data_sha256, open_raw
 from arena_distill.data.summary import LoadSummary
 from arena_distill.models.backbone import check_backbone
-from arena_distill.runtime.artifacts import (
-    fingerprint,
-    is_up_to_date,
-    partial_directory,
-    recover,
-    require_replaceable,
-    sha256_path,
-)
-from arena_distill.training.student_data import find_file
+from arena_distill.runtime.artifacts import recover, require_replaceable, sha256_path
+from arena_distill.runtime.job import Job
 from arena_distill.training.student_settings import StudentSettings
 
 STAGE = "student-train"
@@ -32,14 +24,11 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class StudentJob:
+@dataclass(frozen=True, kw_only=True)
+class StudentJob(Job):
     """A training run as its manifest will record it."""
 
-    settings: dict[str, Any]  # those that determine the weights
-    inputs: dict[str, str]  # input -> hash
     backbone: str
-    final: Path
 
     @classmethod
     def plan(cls, settings: StudentSettings) -> StudentJob:
@@ -51,47 +40,11 @@ class StudentJob:
         backbone = check_backbone(settings.student_model, "--student-model")
         for later in filter(None, (settings.test_csv, settings.labels_csv)):
             open_raw(Path(later), LoadSummary(later))  # job.sh comes to these only after hours of training
-        inputs = {"train_csv": _data_hash(find_file(settings.train_csv, "train", "--train-csv"))}
-        inputs |= {f"extra_csv_{number}": _data_hash(path) for number, path in enumerate(settings.extra_csvs)}
+        inputs = {"train_csv": data_sha256(find_file(settings.train_csv, "train", "--train-csv"))}
+        inputs |= {f"extra_csv_{number}": data_sha256(path) for number, path in enumerate(settings.extra_csvs)}
         inputs["student_model"] = sha256_path(Path(backbone)) if Path(backbone).is_dir() else backbone
         decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
         final = settings.model_dir
         recover(final)
         require_replaceable(final, STAGE)
-        return cls(decisive, inputs, backbone, final)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of settings and inputs."""
-        return fingerprint(self.settings, self.inputs)
-
-    def is_up_to_date(self) -> bool:
-        """Whether the finished student was made with these settings and inputs."""
-        return is_up_to_date(self.final, self.fingerprint)
-
-    def open_partial(self) -> Path:
-        """The directory to work in; one left by a run with the same settings and inputs is gone on with.
-
-        To be called under the lock of ``final``.
-        """
-        partial = partial_directory(self.final, self.fingerprint[:12])
-        partial.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial / "model", ignore_errors=True)
-        for other in self.final.parent.glob(f"{partial_directory(self.final).name}-*"):
-            if other == partial:
-                continue
-            if not self.drop_if_empty(other):
-                print(f"note: {other} is left from an interrupted run with other settings; delete it when not needed")
-        return partial
-
-    def drop_if_empty(self, partial: Path) -> bool:
-        """Remove a partial directory without any checkpoint in it; we hold the lock, so nobody is working there."""
-        if any(partial.glob("training/checkpoint-*")):
-            return False
-        shutil.rmtree(partial)
-        return True
-
-
-def _data_hash(path: Path) -> str:
-    open_raw(path, LoadSummary(str(path)))  # says what is wrong with the path, if anything
-    return sha256_path(path)
+        return cls(settings=decisive, inputs=inputs, final=final, backbone=backbone)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arena_distill.data.find_file import find_file
 from arena_distill.data.loading import load_labels, load_test
 from arena_distill.data.records import targets
 from arena_distill.evaluation.calibration import TemperatureBoundWarning, calibration_report, view_probabilities
@@ -24,7 +25,7 @@ from arena_distill.runtime.artifacts import (
 )
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.progress import Progress
-from arena_distill.training.student_data import find_file, load_student_data
+from arena_distill.training.student_data import load_student_data
 from arena_distill.training.student_job import StudentJob
 from arena_distill.training.student_settings import StudentSettings
 from arena_distill.training.trained_student import TrainedStudent

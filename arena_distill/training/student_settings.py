@@ -16,7 +16,8 @@ Mode = Literal["student-train", "student-calibrate", "student-eval-holdout", "st
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
-def _trackers(text: str) -> str:
+def trackers(text: str) -> str:
+    """Names of installed experiment trackers, comma list."""
     names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
     if unknown := [name for name in names if name not in TRACKERS]:
         raise ValueError(f"unknown tracker {unknown[0]!r}: use {', '.join(TRACKERS)}, or none")
@@ -50,7 +51,7 @@ class StudentSettings(RunSettings):
     truth_parquet: str = Field(
         "", description="true probabilities of the test rows (.parquet), for the Bayes-optimal line of that table"
     )
-    report_to: Annotated[str, AfterValidator(_trackers)] = Field(
+    report_to: Annotated[str, AfterValidator(trackers)] = Field(
         "none", description="experiment trackers, comma list: tensorboard, wandb, mlflow, or none"
     )
 

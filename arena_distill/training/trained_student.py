@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arena_distill.data.find_file import find_file
 from arena_distill.data.prompts import View
 from arena_distill.data.splits import load_split
 from arena_distill.evaluation.calibration import load_calibration
 from arena_distill.inference.tta import tta_views
 from arena_distill.runtime.artifacts import read_manifest, recover, sha256_file, write_atomically
 from arena_distill.runtime.errors import InputError
-from arena_distill.training.student_data import StudentData, find_file, load_student_data
+from arena_distill.training.student_data import StudentData, load_student_data
 from arena_distill.training.student_settings import StudentSettings
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TrainedStudent:
             max_length=self.max_length,
             batch_rows=self.settings.student_eval_batch_size,
             dtype=dtype,
-            int8=self.settings.student_infer_8bit,
+            quant="int8" if self.settings.student_infer_8bit else "none",
         )
 
     @cached_property

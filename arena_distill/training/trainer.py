@@ -64,17 +64,27 @@ class LengthGroupedSampler(Sampler[int]):
 
     Rows are shuffled, cut into buckets of a few batches, sorted by length inside each bucket, and the batches are
     shuffled. The order depends on seed and epoch alone, so a resumed run sees what an uninterrupted one would have.
+
+    Args:
+        lengths: tokens of each row, ``[N]``.
+        batch_size: rows of an optimizer step, over all processes.
+        seed: of the order.
+        whole_batches: fill the last batch with rows of the same epoch, so that any number of processes can share it
+            alike; else it is short.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, whole_batches: bool = False) -> None:
+        self.lengths, self.batch_size, self.seed, self.whole_batches = lengths, batch_size, seed, whole_batches
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        rows = len(self.lengths)
+        return -(-rows // self.batch_size) * self.batch_size if self.whole_batches else rows
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
+        order = np.resize(order, len(self))  # repeats from the start where whole batches need more rows
         bucket = self.batch_size * BUCKET_BATCHES
         batches: list[np.ndarray] = []
         for start in range(0, len(order), bucket):
@@ -89,8 +99,8 @@ class LengthGroupedSampler(Sampler[int]):
 class PreferenceTrainer(Trainer):
     """Trainer with our sampler and our loss; everything else is Hugging Face's."""
 
-    def __init__(self, *, pad_id: int, label_smoothing: float, **options: Any) -> None:
-        self._label_smoothing = label_smoothing
+    def __init__(self, *, pad_id: int, label_smoothing: float, whole_batches: bool = False, **options: Any) -> None:
+        self._label_smoothing, self._whole_batches = label_smoothing, whole_batches
         super().__init__(
             data_collator=partial(collate, pad_id=pad_id),
             compute_loss_func=self._loss,
@@ -116,7 +126,7 @@ class PreferenceTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         data: PreferenceDataset = train_dataset if train_dataset is not None else self.train_dataset
         step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed)
+        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed, self._whole_batches)
         return self.train_sampler
 
 

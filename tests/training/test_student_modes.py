@@ -173,7 +173,7 @@ def test_views_with_the_same_tokens_are_computed_once(student: Student, small_te
 def test_8_bit_weights_agree_with_full_precision(student: Student, small_test_csv: Path) -> None:
     pytest.importorskip("bitsandbytes")
     rows = load_test(small_test_csv).rows
-    full, int8 = (load_judge(_directory(student), max_length=64, int8=flag) for flag in (False, True))
+    full, int8 = (load_judge(_directory(student), max_length=64, quant=quant) for quant in ("none", "int8"))
     kinds = {type(module).__name__ for module in int8.model.modules()}
     assert "Linear8bitLt" in kinds
     assert type(int8.model.classifier).__name__ == "Linear"

@@ -1,0 +1,150 @@
+"""Which teacher scores which fold, checked before any model is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arena_distill.data.find_file import find_file
+from arena_distill.data.folds import load_folds
+from arena_distill.inference.oof_settings import OofSettings
+from arena_distill.runtime.artifacts import fingerprint, read_manifest, recover, require_replaceable, sha256_file
+from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.runtime.job import Job
+from arena_distill.runtime.stages import INFER_TEACHER_LOGITS, TRAIN_TEACHERS
+
+STAGE = INFER_TEACHER_LOGITS.name
+LOGITS, PROBABILITIES, LAST_TOKEN, ROWS = "teacher_logits", "teacher_probs", "teacher_lasttok", "rows.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OofJob(Job):
+    """One teacher and the fold that it was kept from."""
+
+    name: str  # of the teacher's family
+    fold: int
+    model: Path  # merged model or adapter
+    trained: dict[str, Any]  # the settings that the teacher was trained with
+    max_length: int
+
+
+@dataclass(frozen=True)
+class OofPlan:
+    """All of step 4."""
+
+    train_file: Path
+    jobs: list[OofJob]
+    families: list[str]  # every family there is, or that was asked for
+
+    def of_family(self, name: str) -> list[OofJob]:
+        """The jobs of one family."""
+        return [job for job in self.jobs if job.name == name]
+
+
+def plan_oof(settings: OofSettings) -> OofPlan:
+    """Find the teachers and check that each was kept from the fold it is to score.
+
+    Raises:
+        InputError: a teacher is missing, damaged, or was trained with other folds.
+        SettingsError: a fold that the folds file does not have.
+    """
+    train_file = find_file(settings.train_csv, "train", "--train-csv")
+    folds = load_folds(settings.folds_path)
+    if beyond := [fold for fold in settings.wanted_folds if fold >= folds.n_folds]:
+        raise SettingsError(
+            f"--infer-folds (or INFER_FOLDS): {settings.folds_path} has the folds 0 … {folds.n_folds - 1}, no fold "
+            f"{beyond[0]}"
+        )
+    inputs = {"train_csv": sha256_file(train_file), "folds_json": sha256_file(settings.folds_path)}
+    families = settings.wanted_models or find_families(settings.model_save)
+    if not families:
+        raise InputError(f"{settings.model_save}: no teachers there (NAME_fold_K or NAME_fold_K_lora) -> run step 3")
+    jobs = [_job(settings, name, fold, inputs) for name in families for fold in settings.wanted_folds]
+    return OofPlan(train_file, jobs, families)
+
+
+def find_families(model_save: Path) -> list[str]:
+    """Names of the teachers in a directory, sorted."""
+    directories = (path for path in model_save.glob("*_fold_*") if (path / "manifest.json").is_file())
+    return sorted({record["family"] for path in directories if (record := _teacher_record(path))})
+
+
+def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) -> OofJob:
+    merged, adapter = settings.model_save / f"{name}_fold_{fold}", settings.model_save / f"{name}_fold_{fold}_lora"
+    for path in (merged, adapter):
+        recover(path)
+    candidates = [adapter, merged] if settings.infer_prefer_lora else [merged, adapter]
+    model = next((path for path in candidates if path.is_dir()), None)
+    if model is None:
+        train = f"TEACHER_FOLDS={fold} bash {TRAIN_TEACHERS.script}"
+        raise InputError(f"{adapter}: fold {fold} of {name} is missing -> train it: {train}")
+    record = _teacher_record(model)
+    if record is None or record["family"] != name:
+        raise InputError(f"{model}: not a finished teacher -> train it again (TEACHER_FOLDS={fold})")
+    if record["fold"] != fold:
+        raise InputError(
+            f"{model}: its manifest says fold {record['fold']} -> it may have been trained on the rows of fold {fold}; "
+            "put it back under its own name"
+        )
+    if record["folds_json"] != inputs["folds_json"]:
+        raise InputError(
+            f"{model}: was trained with other folds than {settings.folds_path} -> it may have seen the rows that it "
+            "would score; train it again, or give the folds that it was trained with"
+        )
+    _refuse_stale_copy(model, adapter, record)
+    _require_whole(model)
+    trained = record["all_settings"]
+    max_length = settings.infer_max_seq_len or int(trained["teacher_maxlen"])
+    decisive = {
+        "fold": fold,
+        "max_length": max_length,
+        "batch_tokens": settings.infer_batch_tokens,
+        "swap": settings.infer_swap,
+        "quant": settings.infer_quant,
+        "save_lasttok": settings.infer_save_lasttok,
+    }
+    final = settings.logits_dir / f"{name}_fold_{fold}"
+    recover(final)
+    require_replaceable(final, STAGE)
+    return OofJob(
+        settings=decisive,
+        inputs=inputs | {"teacher": record["weights"]},
+        final=final,
+        name=name,
+        fold=fold,
+        model=model,
+        trained=trained,
+        max_length=max_length,
+    )
+
+
+def _teacher_record(model: Path) -> dict[str, Any] | None:
+    """What a teacher's manifest says of it; None for a directory that is no teacher."""
+    manifest = read_manifest(model)
+    if manifest is None:
+        return None
+    if manifest["stage"] == TRAIN_TEACHERS.name:
+        record = {**manifest, "folds_json": manifest["inputs"]["folds_json"]}
+    elif "family" in (manifest.get("verified") or {}):  # a merged copy
+        record = manifest["verified"]
+    else:
+        return None
+    return record | {"weights": fingerprint({}, manifest["outputs"])}
+
+
+def _refuse_stale_copy(model: Path, adapter: Path, record: dict[str, Any]) -> None:
+    manifest = read_manifest(adapter) if adapter.is_dir() and model != adapter else None
+    if manifest is not None and fingerprint({}, manifest["outputs"]) != record.get("adapter_outputs"):
+        raise InputError(
+            f"{model}: is a merged copy of an earlier {adapter.name} -> merge again ({TRAIN_TEACHERS.script} with "
+            "TEACHER_MERGE=1), delete it, or set INFER_PREFER_LORA=1"
+        )
+
+
+def _require_whole(model: Path) -> None:
+    manifest = read_manifest(model) or {}
+    for name, size in manifest.get("output_bytes", {}).items():
+        file = model / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise InputError(f"{file}: missing or cut off -> train or merge this teacher again")

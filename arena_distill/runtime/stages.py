@@ -1,0 +1,83 @@
+"""The one table of stages: what each reads and writes, how it fans out, and what it needs of a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FanOut = Literal["family", "fold", "shard"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One numbered stage. Paths are relative to the repository; ``K`` is a fold, ``NAME`` a teacher."""
+
+    name: str  # also of its script (NAME.sh), and in manifests
+    does: str  # one line, as in the README
+    worker: str  # Python file that the script calls
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    depends_on: tuple[str, ...] = ()
+    fans_out: tuple[FanOut, ...] = ()  # array tasks may each take one
+    gpu: bool = True
+    memory_gb: int = 16  # of the host
+    hours: float = 1.0  # time limit that a first run should ask for
+    disk_gb: int = 1  # free space for outputs and checkpoints, for the models of the default profile
+
+    @property
+    def script(self) -> str:
+        """File that users run."""
+        return f"{self.name}.sh"
+
+
+POST_PRETRAIN = Stage(
+    name="step1_post_pretrain",
+    does="LoRA post-pretraining of each base model on extra preference data, and merging",
+    worker="scripts/post_pretrain.py",
+    reads=("data/ultrafeedback.csv",),
+    writes=("model_save/post_pretrain_{llama,qwen,gemma}_lora", "model_save/post_pretrain_{llama,qwen,gemma}"),
+    fans_out=("family",),
+    memory_gb=160,
+    hours=24,
+    disk_gb=300,
+)
+MAKE_FOLDS = Stage(
+    name="step2_make_folds",
+    does="folds, stratified by vote and grouped by prompt; extra data only in train parts",
+    worker="scripts/make_folds.py",
+    reads=("data/train.csv", "EXTRA_DATA"),
+    writes=("data/processed_data/folds_5_seed42.json", "data/fold_data/fold_K_{train,val}.csv"),
+    gpu=False,
+    hours=0.5,
+)
+TRAIN_TEACHERS = Stage(
+    name="step3_train_teachers",
+    does="one teacher for each base model and fold, trained on the rows of the other folds",
+    worker="scripts/train_teachers.py",
+    reads=("data/train.csv", "EXTRA_DATA", "data/processed_data/folds_5_seed42.json", "model_save/post_pretrain_*"),
+    writes=("model_save/NAME_fold_K_lora", "model_save/NAME_fold_K"),
+    depends_on=("step1_post_pretrain", "step2_make_folds"),
+    fans_out=("family", "fold"),
+    memory_gb=160,
+    hours=24,
+    disk_gb=60,
+)
+INFER_TEACHER_LOGITS = Stage(
+    name="step4_infer_teacher_logits",
+    does="every teacher scores exactly the rows that it never saw; the out-of-fold table, validated",
+    worker="scripts/infer_teachers.py",
+    reads=("data/train.csv", "data/processed_data/folds_5_seed42.json", "model_save/NAME_fold_K[_lora]"),
+    writes=(
+        "model_save/teacher_logits/NAME_fold_K/teacher_{logits,probs}_fold_K.npy",
+        "model_save/teacher_logits/oof_probs.parquet",
+    ),
+    depends_on=("step3_train_teachers",),
+    fans_out=("fold", "shard"),
+    memory_gb=160,
+    hours=12,
+)
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS)
+}
+"""In the order in which they run."""

@@ -1,0 +1,103 @@
+"""Step 3's merged copies: whether to make them, and the check that each judges rows as its adapter does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arena_distill.data.prompts import TEXT_FORMAT_FILE
+from arena_distill.data.records import Rows
+from arena_distill.evaluation.metrics import softmax
+from arena_distill.models.backbone import local_directory
+from arena_distill.models.merge import merge_adapter
+from arena_distill.runtime.artifacts import fingerprint, is_up_to_date, nearest_existing, read_manifest
+from arena_distill.runtime.errors import ArenaError
+from arena_distill.training.teacher_job import TeacherJob
+from arena_distill.training.teacher_settings import TeacherSettings
+
+SHARE_OF_DISK = 4  # merged copies of all folds may take one part in this many of the free disk
+PARITY_ROWS = 8
+PARITY_BOUND = {"float32": 1e-4, "bfloat16": 0.05}  # of a probability; bfloat16 rounds every merged weight to 8 bits
+
+
+def wants_merged(settings: TeacherSettings, jobs: Sequence[TeacherJob]) -> tuple[bool, str]:
+    """Whether to write merged copies, and why."""
+    if settings.teacher_merge != "auto":
+        return settings.teacher_merge == "1", f"TEACHER_MERGE={settings.teacher_merge}"
+    if all(job.merged is None or (job.merged / "config.json").is_file() for job in jobs):
+        return True, "TEACHER_MERGE=auto: merged copies are there already"
+    needed = sum(_weight_bytes(job.base) for job in jobs)
+    free = shutil.disk_usage(nearest_existing(jobs[0].final)).free
+    few = needed * SHARE_OF_DISK <= free
+    return few, (
+        f"TEACHER_MERGE=auto: {len(jobs)} merged copies take {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB are free"
+        f"{'' if few else '; step 4 uses base + adapter'}"
+    )
+
+
+def is_merged(job: TeacherJob) -> bool:
+    """Whether a whole merged copy of this very adapter is there."""
+    assert job.merged is not None
+    copy, adapter = read_manifest(job.merged), read_manifest(job.final)
+    if copy is None or adapter is None:
+        return False
+    same = (copy.get("verified") or {}).get("adapter_outputs") == fingerprint({}, adapter["outputs"])
+    return same and is_up_to_date(job.merged, copy["fingerprint"])
+
+
+def merge_teacher(settings: TeacherSettings, job: TeacherJob, rows: Rows) -> None:
+    """Write base + adapter as one model, after a check on a few rows that it judges alike.
+
+    Raises:
+        InputError: base and adapter do not belong together, or the disk is too small.
+        ArenaError: the merged model's probabilities are off by more than rounding explains.
+    """
+    assert job.merged is not None
+    report = merge_adapter(
+        job.base, job.final, job.merged, force=settings.force, verify=partial(_verify, settings, job, rows)
+    )
+    print(f"{job.merged}: {report.summary()}")
+
+
+def _verify(settings: TeacherSettings, job: TeacherJob, rows: Rows, merged: Path) -> dict[str, Any]:
+    """Compare merged model and adapter on rows; what is returned tells step 4 which teacher this is a copy of."""
+    shutil.copyfile(job.final / TEXT_FORMAT_FILE, merged / TEXT_FORMAT_FILE)
+    dtype = "bfloat16" if settings.teacher_bf16 else "float32"
+    rows = rows.slice(0, PARITY_ROWS)
+    of_adapter, of_copy = (_probabilities(path, rows, settings, dtype) for path in (job.final, merged))
+    gap = float(np.abs(of_adapter - of_copy).max())
+    if not gap <= PARITY_BOUND[dtype]:
+        raise ArenaError(
+            f"{job.merged}: the merged model's probabilities differ from the adapter's by up to {gap:.4f} on "
+            f"{len(rows)} rows, more than {PARITY_BOUND[dtype]} -> nothing was published; use TEACHER_MERGE=0"
+        )
+    manifest = read_manifest(job.final) or {}
+    return {
+        "family": job.name,
+        "fold": job.fold,
+        "folds_json": manifest["inputs"]["folds_json"],
+        "all_settings": manifest["all_settings"],
+        "adapter_outputs": fingerprint({}, manifest["outputs"]),
+        "parity": {"rows": len(rows), "largest_probability_gap": gap, "dtype": dtype},
+    }
+
+
+def _probabilities(path: Path, rows: Rows, settings: TeacherSettings, dtype: str) -> np.ndarray:
+    import gc
+
+    from arena_distill.inference.judge import load_judge
+
+    judge = load_judge(path, max_length=settings.teacher_maxlen, batch_rows=1, dtype=dtype)
+    probabilities = softmax(judge.logits(rows))
+    del judge
+    gc.collect()  # two 70B models do not fit side by side
+    return probabilities
+
+
+def _weight_bytes(base: str) -> int:
+    return sum(file.stat().st_size for file in local_directory(base).glob("*.safetensors"))
