@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Prologue of every stage script: repository root, site settings, environment, logging. Sourced, never run.
+# Prologue of every stage script: repository root, site settings, profile, environment, logging. Sourced, never run.
 
 set -euo pipefail
 REPO_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -29,4 +29,42 @@ finish() {
   esac
 }
 trap finish EXIT
-log "on $(hostname -s)${SLURM_JOB_ID:+, job $SLURM_JOB_ID}, $(nproc) cores"
+
+# The workers read the profile (PROFILE=name, or a file that ends in .env) themselves: flags and variables beat it.
+# This is for the few settings that a stage script itself needs: setting NAME [default].
+setting() {
+  local file=${PROFILE:-}
+  if [ -n "$file" ] && [ "${file%.env}" = "$file" ]; then file=conf/profiles/$file.env; fi
+  local line=
+  if [ -n "$file" ] && [ -f "$file" ]; then line=$(grep -E "^(export )?$1=" "$file" | tail -n 1 || true); fi
+  line=${line#*=}
+  line=${line%%[[:space:]]#*}
+  printf '%s' "${!1:-${line:-${2:-}}}"
+}
+
+visible_gpus() {
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l
+  else
+    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true
+  fi
+}
+
+# launch WORKER ARGS…: the worker in one process, or under torchrun with one process a GPU, on every node of the job.
+launch() {
+  local gpus nodes=${SLURM_JOB_NUM_NODES:-1}
+  gpus=${PROCESSES_PER_NODE:-$(visible_gpus)}
+  if [ "$nodes" -gt 1 ]; then
+    log "$nodes nodes with ${gpus:-1} processes each"
+    srun --ntasks="$nodes" --ntasks-per-node=1 torchrun --nnodes="$nodes" --nproc-per-node="${gpus:-1}" \
+      --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
+      --rdzv-endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29500" "$@"
+  elif [ "${gpus:-0}" -gt 1 ]; then
+    log "$gpus processes"
+    torchrun --standalone --nproc-per-node="$gpus" "$@"
+  else
+    python "$@"
+  fi
+}
+
+log "on $(hostname -s)${SLURM_JOB_ID:+, job $SLURM_JOB_ID}, $(nproc) cores${PROFILE:+, profile $PROFILE}"

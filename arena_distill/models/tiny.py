@@ -24,6 +24,9 @@ class TinySize:
     positions: int = 2048
 
 
+DECODERS = ("llama", "qwen2", "gemma2")
+
+
 def families() -> tuple[str, ...]:
     """Names accepted by ``make_tiny_model``."""
     return tuple(_BUILDERS)
@@ -46,8 +49,8 @@ def make_tiny_model(family: str, texts: Iterable[str], directory: Path, size: Ti
     """
     import torch
 
-    encoder = family in ("bert", "distilbert", "deberta-v2")
-    tokenizer = _encoder_tokenizer(texts, size) if encoder else _decoder_tokenizer(family, texts, size)
+    decoder = family in DECODERS
+    tokenizer = _decoder_tokenizer(family, texts, size) if decoder else _encoder_tokenizer(texts, size)
     torch.manual_seed(seed)
     model = _BUILDERS[family](size, tokenizer)
     model.save_pretrained(directory)

@@ -6,9 +6,13 @@ Exit codes: 0 done, 2 bad settings, 3 bad or missing input, 75 checkpointed and 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from os import PathLike
+
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+"""They live in the user's environment alone: no file and no log of ours ever holds their values."""
 
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_INPUT = 3
@@ -53,6 +57,14 @@ class DataError(InputError):
         super().__init__(f"{where}: {problem}" + (f" -> {hint}" if hint else ""))
 
 
+def without_secrets(text: str) -> str:
+    """``text`` with the values of secret environment variables blotted out: libraries quote requests in errors."""
+    for name in SECRET_VARIABLES:
+        if value := os.environ.get(name):
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a worker's ``main``; print a user's error as one clear line and return the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -60,7 +72,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except ArenaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "arena_distill":

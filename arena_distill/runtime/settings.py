@@ -23,7 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.errors import SECRET_VARIABLES, SettingsError
 
 PROFILE_VARIABLE = "PROFILE"
 PROFILE_DIRECTORY = Path(__file__).resolve().parents[2] / "conf" / "profiles"
@@ -145,7 +145,10 @@ def _profile_entries(path: Path) -> Mapping[str, str | None]:
     for binding in bindings:
         if binding.error:
             raise SettingsError(f"{path}, line {binding.original.line}: not NAME=value -> correct or remove the line")
-    return {binding.key: binding.value for binding in bindings if binding.key}
+    entries = {binding.key: binding.value for binding in bindings if binding.key}
+    if secrets := sorted({name.upper() for name in entries} & set(SECRET_VARIABLES)):
+        raise SettingsError(f"{path}: holds {secrets[0]} -> keep secrets in your environment, and out of files")
+    return entries
 
 
 def _refuse_unknown_variables(cls: type[StageSettings], variables: Iterable[str], where: str) -> None:

@@ -81,3 +81,12 @@ STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS)
 }
 """In the order in which they run."""
+
+
+def markdown_table() -> str:
+    """The stages as the README shows them."""
+    lines = ["| stage | does | writes | array tasks |", "| --- | --- | --- | --- |"]
+    for stage in STAGES.values():
+        writes = ", ".join(f"`{path}`" for path in stage.writes)
+        lines.append(f"| `{stage.script}` | {stage.does} | {writes} | {', '.join(stage.fans_out) or '-'} |")
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator
 
 from arena_distill.runtime.run_settings import RunSettings
 from arena_distill.training.student_settings import trackers
@@ -122,7 +122,9 @@ class LoraTrainSettings(PostPretrainSettings):
     base_model: str = Field(description="hub name or directory; required")
     tokenizer: str = Field("", description="hub name or directory, if not the base's own")
     out_dir: Path = Field(description="receives the adapter; required")
-    bf16: bool = Field(True, description="compute in bfloat16; frozen base weights too")
+    postpre_bf16: bool = Field(
+        True, validation_alias=AliasChoices("bf16", "postpre_bf16"), description="compute in bfloat16; frozen base too"
+    )
 
     @property
     def plans(self) -> list[FamilyPlan]:

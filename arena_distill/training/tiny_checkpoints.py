@@ -1,0 +1,115 @@
+"""Tiny checkpoints as artifacts: made whole, with a manifest, and only where they are not there already."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from arena_distill.data.find_file import find_file
+from arena_distill.data.loading import load_texts
+from arena_distill.data.prompts import texts_of
+from arena_distill.data.reading import data_sha256
+from arena_distill.data.records import Rows
+from arena_distill.models.tiny import DECODERS, TinySize, families, make_tiny_model
+from arena_distill.runtime.artifacts import publish, recover, require_replaceable, write_manifest
+from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.job import Job
+
+STAGE = "make_tiny_models"
+
+
+@dataclass(frozen=True)
+class TinyOrder:
+    """Which checkpoints to make; the fields are the flags of ``scripts/make_tiny_models.py``."""
+
+    texts: str
+    out_dir: Path
+    families: str
+    hidden: int
+    layers: int
+    heads: int
+    vocabulary: int
+    positions: int
+    pretrain_epochs: int
+    seed: int
+
+    def check(self) -> None:
+        """Refuse what no checkpoint can be made of.
+
+        Raises:
+            SettingsError: names the flag.
+        """
+        if unknown := set(self.chosen) - set(families()):
+            raise SettingsError(f"--families: unknown {', '.join(sorted(unknown))} -> use {', '.join(families())}")
+        for name, least in (("hidden", 1), ("layers", 1), ("heads", 1), ("vocabulary", 1), ("positions", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"--{name}: must be at least {least}, not {getattr(self, name)}")
+        if self.pretrain_epochs < 0:
+            raise SettingsError(f"--pretrain-epochs: must be at least 0, not {self.pretrain_epochs}")
+        if self.hidden % (2 * self.heads):
+            raise SettingsError(f"--hidden: must be a multiple of twice --heads ({2 * self.heads}), not {self.hidden}")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Family names."""
+        return families() if self.families == "all" else tuple(self.families.split(","))
+
+    @property
+    def size(self) -> TinySize:
+        """Dimensions."""
+        return TinySize(self.hidden, self.layers, self.heads, self.vocabulary, self.positions)
+
+    def job(self, family: str) -> Job:
+        """One checkpoint to be made."""
+        epochs = self.pretrain_epochs if family in DECODERS else 0
+        settings = {"family": family, "size": vars(self.size), "seed": self.seed, "pretrain_epochs": epochs}
+        inputs = {"texts": data_sha256(find_file(self.texts, "train", "--texts"))}
+        return Job(settings=settings, inputs=inputs, final=self.out_dir / family)
+
+
+def make_tiny_checkpoints(order: TinyOrder) -> None:
+    """Make the checkpoints that are not there yet.
+
+    Raises:
+        SettingsError: dimensions that do not fit together, or an unknown family.
+        InputError: there are no texts, or a directory holds something else.
+    """
+    order.check()
+    waiting = []
+    for family in order.chosen:
+        job = order.job(family)
+        recover(job.final)
+        require_replaceable(job.final, STAGE)
+        if job.is_up_to_date():
+            print(f"{job.final}: up to date")
+        else:
+            waiting.append(job)
+    if waiting:
+        from arena_distill.models.quiet import quiet_libraries
+
+        quiet_libraries()
+        rows = load_texts(order.texts)
+        for job in waiting:
+            _make(order, job, rows)
+
+
+def _make(order: TinyOrder, job: Job, rows: Rows) -> None:
+    started = time.time()
+    shutil.rmtree(job.partial, ignore_errors=True)
+    directory = job.partial / "model"
+    directory.mkdir(parents=True)
+    texts = [text for column in texts_of(rows) for text in column.to_pylist()]
+    family, epochs = job.settings["family"], job.settings["pretrain_epochs"]
+    parameters = make_tiny_model(family, texts, directory, order.size, order.seed)
+    trained = ""
+    if epochs:
+        from arena_distill.training.tiny_pretrain import pretrain_tiny
+
+        loss = pretrain_tiny(directory, rows, epochs, order.seed)
+        trained = f", pretrained to a loss of {loss:.2f} nats a token"
+    write_manifest(directory, stage=STAGE, settings=job.settings, inputs=job.inputs, started=started)
+    publish(directory, job.final)
+    shutil.rmtree(job.partial)
+    print(f"{job.final}: {parameters:,} parameters{trained}")

@@ -1,0 +1,36 @@
+"""Two families of very small teachers, trained once, and what step 4 makes of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.inference.oof_runs import FAMILIES, copy_of, infer, make_folds, train
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory: pytest.TempPathFactory, backbones: Path, small_train_csv: Path) -> Path:
+    """A directory with data, folds, bases and the teachers of both families; not to be changed."""
+    root = tmp_path_factory.mktemp("teachers")
+    shutil.copyfile(small_train_csv, root / "train.csv")
+    for family in FAMILIES:
+        shutil.copytree(backbones / family, root / "bases" / family)
+    make_folds(root)
+    train(
+        root,
+        llama_ft_base=root / "bases" / "llama",
+        llama_name="llama",
+        qwen_ft_base=root / "bases" / "qwen2",
+        qwen_name="qwen2",
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory, teachers: Path) -> Path:
+    """The same after one run of step 4 in one piece; not to be changed."""
+    root = copy_of(teachers, tmp_path_factory.mktemp("scored") / "root", logits=False)
+    infer(root)
+    return root
