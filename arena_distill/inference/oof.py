@@ -86,14 +86,12 @@ def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds
 
 def load_teacher(settings: OofSettings, job: OofJob) -> ClassifierJudge:
     """The teacher as a judge, computing as it was trained."""
-    from_adapter = (job.model / "adapter_config.json").is_file()
-    quant: Quantization = "nf4" if settings.infer_quant == "nf4" else "none"
-    if settings.infer_quant == "auto" and from_adapter and torch.cuda.is_available():
-        quant = "nf4" if job.trained["teacher_quant"] in ("auto", "nf4") else "none"
+    bits = job.base_bits if settings.infer_quant == "auto" else settings.infer_quant
+    quant: Quantization = "nf4" if bits == "nf4" else "none"
     judge = load_judge(
         job.model,
         max_length=job.max_length,
-        dtype="bfloat16" if job.trained["teacher_bf16"] else "float32",
+        dtype="bfloat16" if job.bf16 else "float32",
         quant=quant,
         device="auto" if torch.cuda.device_count() > 1 else None,
     )

@@ -25,7 +25,8 @@ class OofJob(Job):
     name: str  # of the teacher's family
     fold: int
     model: Path  # merged model or adapter
-    trained: dict[str, Any]  # the settings that the teacher was trained with
+    bf16: bool  # compute as in training
+    base_bits: str  # of the base in training: nf4 or none
     max_length: int
 
 
@@ -114,7 +115,8 @@ def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) ->
         name=name,
         fold=fold,
         model=model,
-        trained=trained,
+        bf16=bool(trained["teacher_bf16"]),
+        base_bits=record["base_bits"] if model == adapter else "none",
         max_length=max_length,
     )
 
@@ -130,7 +132,7 @@ def _teacher_record(model: Path) -> dict[str, Any] | None:
         record = manifest["verified"]
     else:
         return None
-    return record | {"weights": fingerprint({}, manifest["outputs"])}
+    return record | {"weights": fingerprint({}, manifest["outputs"]), "base_bits": manifest.get("base_bits", "none")}
 
 
 def _refuse_stale_copy(model: Path, adapter: Path, record: dict[str, Any]) -> None:

@@ -107,12 +107,11 @@ def load_adapter(model: torch.nn.Module, directory: Path) -> torch.nn.Module:
     return loaded
 
 
-def nf4_config(compute_dtype: torch.dtype, sharded: bool = False) -> Any:
+def nf4_config(compute_dtype: torch.dtype) -> Any:
     """4-bit NormalFloat with double quantization (Dettmers et al. 2023, QLoRA); the head stays as it is.
 
     Args:
         compute_dtype: what matrix products are computed in.
-        sharded: for FSDP, which shards floating-point tensors of one dtype only.
 
     Raises:
         SettingsError: bitsandbytes is not installed.
@@ -128,6 +127,5 @@ def nf4_config(compute_dtype: torch.dtype, sharded: bool = False) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_quant_storage=compute_dtype if sharded else torch.uint8,
         llm_int8_skip_modules=[*HEAD_MODULES, "lm_head"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -24,7 +25,8 @@ class Progress:
         self._next_line = self.started + FIRST_LINE_SECONDS
         self._shown = False
         self._bar = None
-        if sys.stderr.isatty():
+        self._silent = os.environ.get("RANK") not in (None, "", "0")  # under torchrun one process speaks for all
+        if sys.stderr.isatty() and not self._silent:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total_rows, desc=task, unit=f" {unit}", dynamic_ncols=True, leave=False)
@@ -44,7 +46,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(rows)
             self._bar.set_postfix_str(f"{self.tokens_per_second:,.0f} tokens/s", refresh=False)
-        elif time.monotonic() >= self._next_line:
+        elif time.monotonic() >= self._next_line and not self._silent:
             self._print_line()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from arena_distill.data.prompts import TextFormat
 from arena_distill.models.adapters import add_lora, nf4_config
 from arena_distill.models.classifier import check_vocabulary, hub_errors, load_classifier, load_tokenizer, token_types
 from arena_distill.models.label_tokens import LabelTokens, load_label_token_classifier
-from arena_distill.training.processes import process_count, say
+from arena_distill.training.processes import local_rank, process_count, say
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Recipe:
             return self.quant
         return "nf4" if self.lora_r and torch.cuda.is_available() else "none"
 
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether FSDP may divide the weights: on several GPUs, and not in 4 bits, of which every GPU gets a copy."""
+        return process_count() > 1 and torch.cuda.is_available() and self.base_bits == "none"
+
 
 @dataclass(frozen=True)
 class JudgeModel:
@@ -45,12 +51,20 @@ class JudgeModel:
     labels: LabelTokens | None
 
 
-def make_model(base: str, tokenizer_name: str, recipe: Recipe) -> JudgeModel:
+def make_model(base: str, tokenizer_name: str, recipe: Recipe, fsdp: bool) -> JudgeModel:
     """Load ``base`` as ``recipe`` says; LoRA factors and a new head are fresh.
+
+    Args:
+        base: hub name or directory.
+        tokenizer_name: likewise.
+        recipe: head, adapter and precision.
+        fsdp: whether several GPUs will share the weights, so that one process at a time need hold them all.
 
     Raises:
         InputError: base or tokenizer cannot be used for this.
     """
+    if fsdp and recipe.can_be_sharded:
+        _load_once_for_all()
     tokenizer = load_tokenizer(tokenizer_name)
     options = _loading_options(recipe)
     labels = None
@@ -88,6 +102,16 @@ def _loading_options(recipe: Recipe) -> dict[str, Any]:
     half = torch.bfloat16 if recipe.bf16 else torch.float32
     options: dict[str, Any] = {"dtype": half if recipe.lora_r else torch.float32}  # what trains needs all its bits
     if recipe.base_bits == "nf4":
-        options["quantization_config"] = nf4_config(half, sharded=process_count() > 1)
-        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+        options["quantization_config"] = nf4_config(half)
+        options["device_map"] = {"": local_rank() if torch.cuda.is_available() else "cpu"}
     return options
+
+
+def _load_once_for_all() -> None:
+    """Let transformers read the weights in the main process alone; FSDP hands them out."""
+    from accelerate import PartialState
+    from accelerate.utils import enable_fsdp_ram_efficient_loading
+
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    enable_fsdp_ram_efficient_loading()
+    PartialState()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,13 +71,13 @@ def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Ro
             job.open_partial()
             job.work.mkdir(parents=True, exist_ok=True)
         set_seed(settings.seed)
-        judge = make_model(job.base, job.tokenizer, _recipe(settings))
+        judge = make_model(job.base, job.tokenizer, _recipe(settings), settings.postpre_fsdp)
         check_lengths(judge.model, [settings.postpre_maxlen], "--postpre-maxlen (or POSTPRE_MAXLEN)")
         trainer = _preference(settings, job, judge, rows) if judge.labels else _language(settings, job, judge, rows)
         train_resumably(trainer, job.work, str(job.final))
+        directory = job.partial / "model"
+        trainer.save_model(str(directory))  # every process: under FSDP each holds a part; the main one writes
         if is_main_process():
-            directory = job.partial / "model"
-            trainer.save_model(str(directory))
             for leftover in ("training_args.bin", "README.md"):  # a pickle, and peft's empty model card
                 (directory / leftover).unlink(missing_ok=True)
             judge.layout.save(directory)
@@ -164,7 +163,6 @@ def _arguments(settings: PostPretrainSettings, job: PostPretrainJob, rows: int) 
         gradient_checkpointing=settings.postpre_gradient_checkpointing,
         report_to=settings.report_to,
     )
-    more: dict[str, Any] = sharding(settings.postpre_fsdp, settings.postpre_gradient_checkpointing)
     return training_arguments(
         job.work,
         job.final.name,
@@ -174,5 +172,5 @@ def _arguments(settings: PostPretrainSettings, job: PostPretrainJob, rows: int) 
         save_strategy="steps",
         save_steps=settings.postpre_save_steps or save_every(schedule, rows),
         logging_steps=logging_steps(rows, schedule.global_batch),
-        **more,
+        **sharding(_recipe(settings), settings.postpre_fsdp, settings.postpre_gradient_checkpointing),
     )

@@ -18,6 +18,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def local_rank() -> int:
+    """Number of this process on its machine, and so of its GPU."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
 def is_main_process() -> bool:
     """Whether this process prints, and writes what all have made."""
     return int(os.environ.get("RANK") or 0) == 0

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.training.arguments import Schedule
+from arena_distill.training.judge_model import Recipe
 from arena_distill.training.processes import is_main_process, process_count, say, wait_for_all
 from arena_distill.training.trainer import ProgressReport, last_whole_checkpoint
 
@@ -23,11 +24,11 @@ def save_every(schedule: Schedule, rows: int) -> int:
     return max(1, steps // CHECKPOINTS_A_RUN)
 
 
-def sharding(fsdp: bool, gradient_checkpointing: bool) -> dict[str, Any]:
-    """Training arguments for several processes: FSDP on GPUs if wanted, else data-parallel copies."""
+def sharding(recipe: Recipe, fsdp: bool, gradient_checkpointing: bool) -> dict[str, Any]:
+    """Training arguments for several processes: FSDP where the recipe can be sharded, else data-parallel copies."""
     if process_count() == 1:
         return {}
-    if fsdp and torch.cuda.is_available():
+    if fsdp and recipe.can_be_sharded:
         return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": gradient_checkpointing}}
     return {"ddp_find_unused_parameters": False}
 

@@ -90,8 +90,9 @@ def train_teacher(settings: TeacherSettings, job: TeacherJob, data: TeacherData)
         views = [View(settings.teacher_maxlen, swap) for swap in BOTH_ORDERS]
         logits = judge.view_logits(rows.val, views).mean(axis=0)  # every process: with FSDP each holds a part
         scores = score(softmax(logits), targets(rows.val))
+        trainer.save_model(str(job.partial / "model"))  # every process, for the same reason; the main one writes
         if is_main_process():
-            _save(trainer, teacher, job)
+            _complete(trainer, teacher, job)
             write_manifest(
                 job.partial / "model",
                 stage=STAGE,
@@ -102,6 +103,7 @@ def train_teacher(settings: TeacherSettings, job: TeacherJob, data: TeacherData)
                     "family": job.name,
                     "fold": job.fold,
                     "base_model": job.base,
+                    "base_bits": _recipe(settings).base_bits,
                     "all_settings": settings.dump(),
                     "files": [loaded.summary.as_dict() for loaded in (data.base, *data.extras)],
                     "rows": {
@@ -129,7 +131,7 @@ def _fit(settings: TeacherSettings, job: TeacherJob, train: Rows) -> tuple[Prefe
     if settings.teacher_subset_size and settings.teacher_subset_size < len(train):
         chosen = np.random.default_rng(settings.seed).choice(len(train), settings.teacher_subset_size, replace=False)
         train = train.take(np.sort(chosen))
-    teacher = make_model(job.base, job.base, _recipe(settings))
+    teacher = make_model(job.base, job.base, _recipe(settings), settings.teacher_fsdp)
     check_lengths(teacher.model, [settings.teacher_maxlen], "--teacher-maxlen (or TEACHER_MAXLEN)")
     dataset = make_dataset(
         train, teacher.tokenizer, teacher.layout, settings.teacher_maxlen, settings.teacher_swap_augment
@@ -187,13 +189,12 @@ def _arguments(settings: TeacherSettings, job: TeacherJob, work: Path, rows: int
         save_strategy="steps",
         save_steps=settings.teacher_save_steps or save_every(schedule, rows),
         logging_steps=logging_steps(rows, schedule.global_batch),
-        **sharding(settings.teacher_fsdp, settings.teacher_gradient_checkpointing),
+        **sharding(_recipe(settings), settings.teacher_fsdp, settings.teacher_gradient_checkpointing),
     )
 
 
-def _save(trainer: PreferenceTrainer, teacher: JudgeModel, job: TeacherJob) -> None:
+def _complete(trainer: PreferenceTrainer, teacher: JudgeModel, job: TeacherJob) -> None:
     directory = job.partial / "model"
-    trainer.save_model(str(directory))
     (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     teacher.layout.save(directory)

@@ -92,7 +92,8 @@ def _probabilities(path: Path, rows: Rows, settings: TeacherSettings, dtype: str
 
     from arena_distill.inference.judge import load_judge
 
-    judge = load_judge(path, max_length=settings.teacher_maxlen, batch_rows=1, dtype=dtype)
+    # On the CPU: there is room for a model that the GPU could train in 4 bits only.
+    judge = load_judge(path, max_length=settings.teacher_maxlen, batch_rows=1, dtype=dtype, device="cpu")
     probabilities = softmax(judge.logits(rows))
     del judge
     gc.collect()  # two 70B models do not fit side by side

@@ -161,13 +161,16 @@ class ProgressReport(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Start the clock."""
+        if not state.is_world_process_zero:
+            return
         left = state.max_steps - state.global_step
         self.progress = Progress("training", left * self.rows_per_step)
         self._tokens = int(state.num_input_tokens_seen)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Count one optimizer step."""
-        assert self.progress is not None
+        if self.progress is None:
+            return
         seen = int(state.num_input_tokens_seen)
         self.progress.update(self.rows_per_step, seen - self._tokens)
         self._tokens = seen
@@ -190,7 +193,8 @@ class ProgressReport(TrainerCallback):
             self.progress.close()
 
 
-_CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+_CHECKPOINT_FILES = (("trainer_state.json",), ("optimizer.pt", "optimizer.bin"), ("scheduler.pt",))
+"""Alternatives of each; under FSDP the optimizer's file has another name."""
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:
@@ -227,7 +231,7 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
         except (OSError, SafetensorError):
             return False
-    if not all((checkpoint / name).is_file() for name in _CHECKPOINT_FILES):
+    if not all(any((checkpoint / name).is_file() for name in names) for names in _CHECKPOINT_FILES):
         return False
     try:
         json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.inference.oof_runs import FAMILIES, copy_of, infer, make_folds, train
 
@@ -16,7 +17,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory, backbones: Path, small_tr
     root = tmp_path_factory.mktemp("teachers")
     shutil.copyfile(small_train_csv, root / "train.csv")
     for family in FAMILIES:
-        shutil.copytree(backbones / family, root / "bases" / family)
+        _copy_with_large_logits(backbones / family, root / "bases" / family)
     make_folds(root)
     train(
         root,
@@ -26,6 +27,14 @@ def teachers(tmp_path_factory: pytest.TempPathFactory, backbones: Path, small_tr
         qwen_name="qwen2",
     )
     return root
+
+
+def _copy_with_large_logits(base: Path, into: Path) -> None:
+    """As a trained model's; those of a random one hardly differ from row to row, and neither would a wrong row's."""
+    shutil.copytree(base, into)
+    weights = load_file(into / "model.safetensors")
+    weights["lm_head.weight"] *= 50
+    save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="session")

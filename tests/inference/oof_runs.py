@@ -78,7 +78,7 @@ def train(root: Path, **settings: object) -> None:
 
 
 def infer(root: Path, **settings: object) -> None:
-    """Step 4; without the baselines, which are step 3's and 4's slowest part at this size."""
+    """Step 4; without the baselines, its slowest part at this size."""
     infer_teachers(_parsed(OofSettings, root, {"infer_baselines": False} | settings))
 
 
@@ -139,12 +139,11 @@ def family_columns(table: Path, family: str, columns: tuple[str, ...]) -> np.nda
 
 def results(root: Path) -> dict[str, bytes]:
     """Every finished file of step 4 by its name, but for manifests, which hold times."""
-    files = [path for pattern in ("*_fold_*/*.npy", "*_fold_*/*.parquet", "*.parquet") for path in _finished(root, pattern)]
-    return {str(path.relative_to(logits_dir(root))): path.read_bytes() for path in files}
-
-
-def _finished(root: Path, pattern: str) -> list[Path]:
-    return [path for path in sorted(logits_dir(root).glob(pattern)) if not path.parent.name.startswith(".")]
+    directory = logits_dir(root)
+    files = (
+        path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.suffix in (".npy", ".parquet")
+    )
+    return {str(file): (directory / file).read_bytes() for file in files if not str(file).startswith(".")}
 
 
 @contextmanager
