@@ -29,7 +29,10 @@ def gemma2(tmp_path_factory: pytest.TempPathFactory, backbones: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        model.get_input_embeddings().weight.mul_(300)
+        head = model.get_input_embeddings().weight.mul_(120)  # tied
+        a, b, tie = AutoTokenizer.from_pretrained(backbones / "gemma2").convert_tokens_to_ids(["A", "B", "C"])
+        for token in (a, tie):  # close to B's, so that no verdict is certain
+            head[token] = head[b] + 0.05 * (head[token] - head[b])
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(backbones / "gemma2").save_pretrained(directory)
     return directory
@@ -74,5 +77,5 @@ def test_without_its_soft_cap_gemma2_would_say_something_else(gemma2: Path, rows
     capped = softmax(judge.logits(rows))
     judge.model.score.softcap = None
     uncapped = judge.logits(rows)
-    assert np.abs(uncapped).max() > 45
-    assert np.abs(capped - softmax(uncapped)).max() > 0.01
+    assert np.abs(uncapped).max() > 40
+    assert np.abs(capped - softmax(uncapped)).max() > 0.1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
+import weakref
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,9 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
 from arena_distill.evaluation.metrics import softmax
+from arena_distill.inference import oof
+from arena_distill.inference.judge import ClassifierJudge
+from arena_distill.inference.oof_job import OofJob
+from arena_distill.inference.oof_settings import OofSettings
 from arena_distill.inference.oof_table import ENSEMBLE, read_oof_table
-from tests.conftest import SAMPLE
 from tests.inference.oof_runs import (
+    EXTRA,
     FAMILIES,
     LOGITS,
     N_FOLDS,
@@ -209,7 +216,10 @@ def test_the_printed_log_losses_are_those_of_the_written_numbers(
     scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = copy_of(scored, tmp_path / "root", logits=False)
-    infer(root, infer_baselines=True, extra_data=SAMPLE / "ultrafeedback.csv", truth_parquet=SAMPLE / "truth.parquet")
+    truth = np.random.default_rng(0).dirichlet([1, 1, 1], len(rows_of(root)))
+    columns = {name: truth[:, k] for k, name in enumerate(PROBABILITIES)}
+    pq.write_table(pa.table({"id": rows_of(root)["id"], **columns}), root / "truth.parquet")
+    infer(root, infer_baselines=True, extra_data=EXTRA)
     printed = capsys.readouterr().out
     with (root / "train.csv").open(newline="", encoding="utf-8") as stream:
         votes = list(csv.DictReader(stream))
@@ -223,15 +233,14 @@ def test_the_printed_log_losses_are_those_of_the_written_numbers(
     for family in (*FAMILIES, ENSEMBLE):
         p = family_columns(table_path(root), family, PROBABILITIES)
         assert printed_for(family) == f"{log_loss(label, p, labels=[0, 1, 2]):.4f}"
-    truth = {row["id"]: row for row in pq.read_table(SAMPLE / "truth.parquet").to_pylist()}
-    p = np.array([[truth[vote["id"]][column] for column in PROBABILITIES] for vote in votes])
-    assert printed_for("Bayes optimal") == f"{log_loss(label, p, labels=[0, 1, 2]):.4f}"
+    assert printed_for("Bayes optimal") == f"{log_loss(label, truth, labels=[0, 1, 2]):.4f}"
     for baseline in ("constant prior", "length", "TF-IDF"):
         assert printed_for(baseline)
     for family in FAMILIES:
         for fold in range(N_FOLDS):
             own = folds_of(root).fold == fold
-            loss = log_loss(label[own], array(root, family, fold, "probs")[own].astype(float), labels=[0, 1, 2])
+            p = array(root, family, fold, "probs")[own].astype(float)
+            loss = log_loss(label[own], p / p.sum(axis=1, keepdims=True), labels=[0, 1, 2])
             directory = logits_dir(root) / f"{family}_fold_{fold}"
             assert f"{directory}: log loss {loss:.4f} on the {own.sum()} rows of fold {fold}" in printed
 
@@ -251,3 +260,81 @@ def test_one_fold_alone_is_scored_alone_and_the_table_waits_for_the_others(
     infer(root, infer_folds="1,2")
     assert f"{table_path(root)}: valid" in capsys.readouterr().out
     assert results(root) == results(scored)
+
+
+# Memory
+
+
+class SmallMemory:
+    """A model whose forward pass runs out of memory with more than some rows."""
+
+    def __init__(self, model: torch.nn.Module, most_rows: int) -> None:
+        self.most_rows, self.failures = most_rows, 0
+        model.register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        if len(kwargs["input_ids"]) > self.most_rows:
+            self.failures += 1
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+
+@pytest.fixture
+def memories(monkeypatch: pytest.MonkeyPatch) -> list[SmallMemory]:
+    """Teachers that step 4 loads from now on have memory for four rows."""
+    load, made = oof.load_teacher, []
+
+    def load_small(settings: OofSettings, job: OofJob) -> ClassifierJudge:
+        judge = load(settings, job)
+        made.append(SmallMemory(judge.model, 4))
+        return judge
+
+    monkeypatch.setattr(oof, "load_teacher", load_small)
+    return made
+
+
+@pytest.mark.parametrize("states", [False, True], ids=["logits", "and last-token states"])
+def test_batches_too_large_for_the_memory_are_halved_and_every_row_gets_its_own_numbers(
+    states: bool, scored: Path, tmp_path: Path, memories: list[SmallMemory]
+) -> None:
+    root, whole = (copy_of(scored, tmp_path / name, logits=False) for name in ("root", "whole"))
+    infer(root, infer_models="llama", infer_save_lasttok=states)
+    assert all(memory.failures for memory in memories)
+    memories.clear()
+    infer(whole, infer_models="llama", infer_save_lasttok=states, infer_batch_tokens=16)
+    assert not any(memory.failures for memory in memories)
+    for fold in range(N_FOLDS):
+        for what in ("logits", "lasttok") if states else ("logits",):
+            halved, single = (array(path, "llama", fold, what).astype(float) for path in (root, whole))
+            np.testing.assert_allclose(halved, single, atol=1e-4 if what == "logits" else 2e-3)
+
+
+def test_a_batch_size_found_too_large_is_not_tried_with_every_batch(
+    scored: Path, tmp_path: Path, memories: list[SmallMemory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copy_of(scored, tmp_path / "root", logits=False)
+    infer(root, infer_models="llama", infer_folds=0, infer_batch_tokens=512)  # eight rows a batch
+    assert 1 <= memories[0].failures <= 2
+    assert "batches of 0 tokens" not in capsys.readouterr().out
+
+
+def test_a_teacher_has_left_the_memory_before_the_next_one_is_loaded(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two 70B models do not fit side by side."""
+    load, models = oof.load_teacher, []
+
+    def load_and_count(settings: OofSettings, job: OofJob) -> ClassifierJudge:
+        assert not any(model() for model in models), "the teacher before is still there"
+        judge = load(settings, job)
+        models.append(weakref.ref(judge.model))
+        return judge
+
+    root = copy_of(scored, tmp_path / "root", logits=False)
+    monkeypatch.setattr(oof, "load_teacher", load_and_count)
+    gc.collect()
+    gc.disable()  # else chance decides
+    try:
+        infer(root, infer_models="llama")
+    finally:
+        gc.enable()
+    assert len(models) == N_FOLDS

@@ -50,6 +50,30 @@ def test_sampler_visits_each_row_once_and_keeps_the_short_batch_last(
     assert list(again) == order
 
 
+@given(lengths_lists, st.integers(1, 16), st.integers(0, 5))
+def test_whole_batches_hold_every_row_and_are_filled_with_rows_of_the_same_epoch(
+    lengths: list[int], batch: int, epoch: int
+) -> None:
+    sampler = LengthGroupedSampler(np.array(lengths), batch, seed=3, whole_batches=True)
+    sampler.epoch = epoch
+    order = list(sampler)
+    assert len(order) == len(sampler) and len(order) % batch == 0
+    times = np.bincount(order, minlength=len(lengths))
+    assert len(order) - len(lengths) < batch, "more was filled in than the last batch needed"
+    assert len(times) == len(lengths) and times.min() >= 1
+    assert times.max() <= -(-batch // len(lengths)) + 1
+    again = LengthGroupedSampler(np.array(lengths), batch, seed=3, whole_batches=True)
+    again.epoch = epoch
+    assert list(again) == order
+
+
+@given(st.integers(1, 30), st.sampled_from([1, 2, 4]))
+def test_whole_batches_are_the_same_order_without_filling_where_rows_divide_evenly(steps: int, batch: int) -> None:
+    lengths = np.random.default_rng(steps).integers(1, 99, steps * batch)
+    filled, plain = (LengthGroupedSampler(lengths, batch, seed=1, whole_batches=whole) for whole in (True, False))
+    assert list(filled) == list(plain)
+
+
 def test_sampler_batches_have_little_padding_and_differ_by_epoch() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 0.8, 2000).astype(int)
     sampler = LengthGroupedSampler(lengths, 16, seed=0)
