@@ -44,6 +44,7 @@ def _train(settings: PostPretrainSettings, jobs: list[PostPretrainJob]) -> None:
     try:
         for job in jobs:
             post_pretrain(settings, job, rows, counts)
+            free_memory()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint")
         raise

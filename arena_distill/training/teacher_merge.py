@@ -17,6 +17,7 @@ from arena_distill.models.backbone import local_directory
 from arena_distill.models.merge import merge_adapter
 from arena_distill.runtime.artifacts import fingerprint, is_up_to_date, nearest_existing, read_manifest
 from arena_distill.runtime.errors import ArenaError
+from arena_distill.training.processes import free_memory
 from arena_distill.training.teacher_job import TeacherJob
 from arena_distill.training.teacher_settings import TeacherSettings
 
@@ -88,15 +89,13 @@ def _verify(settings: TeacherSettings, job: TeacherJob, rows: Rows, merged: Path
 
 
 def _probabilities(path: Path, rows: Rows, settings: TeacherSettings, dtype: str) -> np.ndarray:
-    import gc
-
     from arena_distill.inference.judge import load_judge
 
     # On the CPU: there is room for a model that the GPU could train in 4 bits only.
     judge = load_judge(path, max_length=settings.teacher_maxlen, batch_rows=1, dtype=dtype, device="cpu")
     probabilities = softmax(judge.logits(rows))
     del judge
-    gc.collect()  # two 70B models do not fit side by side
+    free_memory()  # two 70B models do not fit side by side
     return probabilities
 
 

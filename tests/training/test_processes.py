@@ -53,7 +53,7 @@ def _batches(prefix: str, processes: int) -> dict[str, object]:
     return {
         f"{prefix}_per_device_bs": 8 // processes,
         f"{prefix}_grad_accum": 1,
-        f"{prefix}_subset_size": 43,
+        f"{prefix}_subset_size": 41,
         f"{prefix}_max_steps": 0,
         f"{prefix}_epochs": 2,
         f"{prefix}_lora_dropout": 0.0,
@@ -99,6 +99,8 @@ def test_two_processes_post_pretrain_the_model_that_one_does(objective: str, bac
             code, printed = run_script("post_pretrain.py", processes=2, **settings)
             assert code == 0, printed
     one, two = (tmp_path / name / "model_save" / "post_pretrain_llama_lora" for name in ("one", "two"))
+    seen = json.loads((one / "training_log.json").read_text())[-1]["num_input_tokens_seen"]
+    assert objective == "preference" or seen % (8 * 64), "the last batch is whole: nothing had to be shared out"
     _assert_same_training(one, two)
 
 

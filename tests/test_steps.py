@@ -1,0 +1,106 @@
+"""Steps 1 to 4 under plain bash, from any directory, with every setting in a profile of one's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from arena_distill.data.folds import load_folds
+from arena_distill.data.loading import load_labelled
+from arena_distill.inference.oof_table import read_oof_table
+from arena_distill.runtime.stages import STAGES, markdown_table
+from tests.conftest import REPOSITORY, SAMPLE
+
+
+def run_stage(script: str, tmp_path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(REPOSITORY / script), *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def profile(tmp_path: Path, backbones: Path, small_train_csv: Path) -> Path:
+    settings = {
+        "TRAIN_CSV": small_train_csv,
+        "UT_DATA": SAMPLE / "ultrafeedback.csv",
+        "EXTRA_DATA": SAMPLE / "ultrafeedback_ties.csv",
+        "OUTPUT_DIR": tmp_path / "out",
+        "N_FOLDS": 3,
+        "RUN_STAGE": "llama",
+        "LLAMA_BASE": backbones / "llama",
+        "LLAMA_NAME": "tiny",
+        "SKIP_QWEN": 1,
+    }
+    for prefix in ("POSTPRE", "TEACHER"):
+        for name, value in {"MAXLEN": 64, "PER_DEVICE_BS": 8, "GRAD_ACCUM": 1, "BF16": 0, "MAX_STEPS": 3}.items():
+            settings[f"{prefix}_{name}"] = value
+    path = tmp_path / "mine.env"
+    path.write_text("".join(f"{name}={value} # as a test needs it\n" for name, value in settings.items()), "utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_steps_1_to_4_end_with_a_valid_table_and_do_nothing_twice(
+    profile: Path, tmp_path: Path, small_train_csv: Path
+) -> None:
+    for script in (stage.script for stage in STAGES.values()):
+        done = run_stage(script, tmp_path, PROFILE=str(profile))
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = load_labelled(small_train_csv).rows
+    folds = load_folds(tmp_path / "out" / "data" / "processed_data" / "folds_3_seed42.json")
+    table = read_oof_table(tmp_path / "out" / "model_save" / "teacher_logits" / "oof_probs.parquet", rows, folds)
+    assert list(table) == ["tiny"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".lock"}
+    for script in (stage.script for stage in STAGES.values()):
+        done = run_stage(script, tmp_path, PROFILE=str(profile))
+        assert done.returncode == 0 and "up to date" in done.stdout, done.stdout + done.stderr
+        assert "trained in" not in done.stdout and "scoring" not in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".lock"}
+    assert after == before
+
+
+def test_a_stage_script_ends_with_its_workers_exit_code(tmp_path: Path) -> None:
+    done = run_stage("step3_train_teachers.sh", tmp_path, TRAIN_CSV="nowhere.csv", OUTPUT_DIR=str(tmp_path))
+    assert done.returncode == 3
+    assert "nowhere.csv" in done.stderr
+    assert "stopped with exit code 3" in done.stdout
+
+
+def test_an_unknown_profile_is_refused(tmp_path: Path) -> None:
+    done = run_stage("step2_make_folds.sh", tmp_path, PROFILE="tinny")
+    assert done.returncode == 2
+    assert "PROFILE=tinny: no such profile" in done.stderr
+    assert "llama3-70b" in done.stderr
+
+
+def test_step_4_for_a_fold_asks_for_the_fold(tmp_path: Path) -> None:
+    done = run_stage("step4_infer_fold.sh", tmp_path, SLURM_ARRAY_TASK_ID="")
+    assert done.returncode == 2
+    assert "FOLD is not set" in done.stderr
+
+
+def test_the_readme_shows_the_table_of_stages() -> None:
+    assert markdown_table() in (REPOSITORY / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "conf" / "profiles").glob("*.env")))
+def test_every_profile_is_accepted_by_the_stages_it_is_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arena_distill.data.fold_settings import FoldSettings
+    from arena_distill.inference.oof_settings import OofSettings
+    from arena_distill.runtime.settings import parse_settings
+    from arena_distill.training.post_pretrain_settings import PostPretrainSettings
+    from arena_distill.training.teacher_settings import TeacherSettings
+
+    monkeypatch.setenv("PROFILE", name)
+    parsed = [
+        parse_settings(cls, [], program="stage", description="")
+        for cls in (PostPretrainSettings, FoldSettings, TeacherSettings, OofSettings)
+    ]
+    post_pretrain, _, teacher, _ = parsed
+    assert isinstance(post_pretrain, PostPretrainSettings) and isinstance(teacher, TeacherSettings)
+    assert [plan.merged for plan in post_pretrain.plans] == [Path(base) for _, base in teacher.families.values()], (
+        "step 3 starts from what step 1 writes"
+    )
+    assert len(teacher.families) == 1
