@@ -10,7 +10,7 @@ from arena_distill.models.memory import TrainingShape, choose_base
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.training.post_pretrain_job import PostPretrainJob, plan_post_pretraining
 from arena_distill.training.post_pretrain_settings import FamilyPlan, PostPretrainSettings
-from arena_distill.training.processes import is_main_process, process_count, same_for_all, say
+from arena_distill.training.processes import free_memory, is_main_process, process_count, same_for_all, say
 
 
 def post_pretrain_all(settings: PostPretrainSettings) -> None:
