@@ -10,10 +10,12 @@ from arena_distill.runtime.errors import run_command
 
 def main() -> None:
     from arena_distill.inference.oof_settings import OofSettings
-    from arena_distill.inference.oof_stage import infer_teachers
     from arena_distill.runtime.settings import parse_settings
 
-    infer_teachers(parse_settings(OofSettings, sys.argv[1:], program="infer_teachers.py", description=__doc__ or ""))
+    settings = parse_settings(OofSettings, sys.argv[1:], program="infer_teachers.py", description=__doc__ or "")
+    from arena_distill.inference.oof_stage import infer_teachers
+
+    infer_teachers(settings)
 
 
 if __name__ == "__main__":

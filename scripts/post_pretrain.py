@@ -11,11 +11,11 @@ from arena_distill.runtime.errors import run_command
 def main() -> None:
     from arena_distill.runtime.settings import parse_settings
     from arena_distill.training.post_pretrain_settings import PostPretrainSettings
+
+    settings = parse_settings(PostPretrainSettings, sys.argv[1:], program="post_pretrain.py", description=__doc__ or "")
     from arena_distill.training.post_pretrain_stage import post_pretrain_all
 
-    post_pretrain_all(
-        parse_settings(PostPretrainSettings, sys.argv[1:], program="post_pretrain.py", description=__doc__ or "")
-    )
+    post_pretrain_all(settings)
 
 
 if __name__ == "__main__":

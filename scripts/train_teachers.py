@@ -11,11 +11,11 @@ from arena_distill.runtime.errors import run_command
 def main() -> None:
     from arena_distill.runtime.settings import parse_settings
     from arena_distill.training.teacher_settings import TeacherSettings
+
+    settings = parse_settings(TeacherSettings, sys.argv[1:], program="train_teachers.py", description=__doc__ or "")
     from arena_distill.training.teacher_stage import train_teachers
 
-    train_teachers(
-        parse_settings(TeacherSettings, sys.argv[1:], program="train_teachers.py", description=__doc__ or "")
-    )
+    train_teachers(settings)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,15 @@ class Folds:
     seed: int
     rows_sha256: str  # of the rows that were folded, see identity.rows_sha256
 
+    def check_count(self, n_folds: int, file: Path) -> None:
+        """Refuse to take a part of the folds for all of them.
+
+        Raises:
+            SettingsError: another number of folds was asked for.
+        """
+        if n_folds != self.n_folds:
+            raise SettingsError(f"N_FOLDS={n_folds}, but {file} has {self.n_folds} -> set N_FOLDS={self.n_folds}")
+
     def check(self, rows: Rows, file: Path) -> None:
         """Refuse to go on if these folds were made of other rows than ``rows`` (base rows in ``base_idx`` order).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -70,26 +71,30 @@ class ClassifierJudge:
 
         Views that give a row the same tokens are computed once.
         """
-        sequences, number = self.sequences(rows, views)
-        return in_class_order(self.score(sequences)[number], views)
-
-    def sequences(self, rows: Rows, views: list[View]) -> tuple[Sequences, np.ndarray]:
-        """What the model reads, and the sequence of each view and row, int64 ``[V, N]`` (see ``assemble``)."""
         check_lengths(self.model, [view.max_length for view in views], "length limit")
-        return assemble(tokenize_rows(rows, self.tokenizer), self.layout, views)
-
-    def batches(self, sequences: Sequences) -> list[np.ndarray]:
-        """Sequence numbers of each batch; the same sequences always give the same batches."""
-        return token_budget_batches(sequences.ids.lengths, self.max_batch_tokens)
+        sequences, number = assemble(tokenize_rows(rows, self.tokenizer), self.layout, views)
+        return in_class_order(self.score(sequences)[number], views)
 
     def score(self, sequences: Sequences) -> np.ndarray:
         """Raw logits of token sequences, float32 ``[S, 3]``, in their order."""
         out = np.full((len(sequences), len(SWAPPED)), np.nan, dtype=np.float32)
-        self.score_batches(sequences, self.batches(sequences), out)
+        self.score_batches(sequences, token_budget_batches(sequences.ids.lengths, self.max_batch_tokens), out)
         return out
 
-    def score_batches(self, sequences: Sequences, batches: list[np.ndarray], out: np.ndarray) -> None:
+    def score_batches(
+        self,
+        sequences: Sequences,
+        batches: list[np.ndarray],
+        out: np.ndarray,
+        begin: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
         """Put the logits of some batches into their rows of ``out`` (float32 ``[S, 3]``), one batch after the other.
+
+        Args:
+            sequences: what to score.
+            batches: sequence numbers of each batch.
+            out: receives the logits.
+            begin: called with each batch before it is scored.
 
         Raises:
             InputError: the model gives NaN or infinite logits.
@@ -99,6 +104,8 @@ class ClassifierJudge:
         total = sum(map(len, batches))
         with Progress("scoring", total, "sequences") as progress, torch.inference_mode():
             for batch in batches:
+                if begin is not None:
+                    begin(batch)
                 self._score_into(out, sequences, batch)
                 if not np.isfinite(out[batch]).all():
                     raise InputError(
@@ -107,20 +114,26 @@ class ClassifierJudge:
                 progress.update(len(batch), int(lengths[batch].sum()))
 
     def _score_into(self, out: np.ndarray, sequences: Sequences, batch: np.ndarray) -> None:
-        try:
-            inputs = pad_batch(sequences, batch, self.tokenizer.pad_token_id)
-            inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                out[batch] = self.model(**inputs).logits.float().cpu().numpy()
-        except torch.cuda.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            torch.cuda.empty_cache()
-            self.max_batch_tokens //= 2
-            print(f"out of memory: going on with batches of {self.max_batch_tokens:,} tokens")
-            half = len(batch) // 2
-            self._score_into(out, sequences, batch[:half])
-            self._score_into(out, sequences, batch[half:])
+        width = int(sequences.ids.lengths[batch].max())
+        rows = max(1, self.max_batch_tokens // width)  # fewer than the batch has only after memory ran out once
+        for start in range(0, len(batch), rows):
+            piece = batch[start : start + rows]
+            try:
+                out[piece] = self._forward(sequences, piece)
+            except torch.cuda.OutOfMemoryError:
+                if len(piece) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self.max_batch_tokens = len(piece) * width // 2
+                print(f"out of memory: going on with batches of {self.max_batch_tokens:,} tokens")
+                self._score_into(out, sequences, batch[start:])
+                return
+
+    def _forward(self, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
+        inputs = pad_batch(sequences, rows, self.tokenizer.pad_token_id)
+        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return np.asarray(self.model(**inputs).logits.float().cpu().numpy())
 
 
 def in_class_order(logits: np.ndarray, views: list[View]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from arena_distill.data.batching import token_budget_batches
 from arena_distill.data.folds import Folds
-from arena_distill.data.prompts import Sequences, View
+from arena_distill.data.prompts import Sequences, TextFormat, View, assemble, tokenize_rows
 from arena_distill.data.records import Rows, targets
 from arena_distill.evaluation.metrics import row_gaps, score, softmax
 from arena_distill.inference.judge import ClassifierJudge, Quantization, in_class_order, load_judge
 from arena_distill.inference.last_token import record_last_token
 from arena_distill.inference.oof_job import LAST_TOKEN, LOGITS, PROBABILITIES, ROWS, STAGE, OofJob
 from arena_distill.inference.oof_settings import OofSettings
+from arena_distill.models.classifier import check_lengths, load_tokenizer
 from arena_distill.runtime.artifacts import locked, publish, write_manifest
 from arena_distill.runtime.errors import InputError
 
@@ -35,13 +38,73 @@ class Work:
     views: list[View]
     batches: list[np.ndarray]
 
-    def missing(self, values: np.ndarray, batches: list[np.ndarray]) -> list[np.ndarray]:
-        """Those of ``batches`` that have rows without values (NaN) in ``[S, …]``."""
-        return [batch for batch in batches if np.isnan(values[batch]).any()]
+    @classmethod
+    def of_fold(cls, settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds) -> Work:
+        """Tokenize the fold's rows and cut them into batches; the model is not needed for it."""
+        rows = base_rows.filter(pa.array(folds.fold == job.fold))
+        views = [View(job.max_length, swap) for swap in ((False, True) if settings.infer_swap else (False,))]
+        tokenizer, layout = load_tokenizer(str(job.model)), TextFormat.load(job.model)
+        sequences, number = assemble(tokenize_rows(rows, tokenizer), layout, views)
+        batches = token_budget_batches(sequences.ids.lengths, settings.infer_batch_tokens)
+        return cls(rows, sequences, number, views, batches)
 
 
-def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds) -> bool:
+@dataclass(frozen=True)
+class Parts:
+    """The scores so far: one file a shard, float32 ``[S, W]``, not finite where there are none yet.
+
+    What is written survives the process. All parts of a fold are of the same teacher and settings, so whatever any of
+    them holds is done, however many shards there were.
+    """
+
+    directory: Path
+    shape: tuple[int, int]
+
+    def open(self, shard: int, shards: int) -> np.memmap:
+        """The part of one shard, to be written to."""
+        path = self.directory / f"shard_{shard}_of_{shards}.npy"
+        if self._read(path) is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
+            values = np.lib.format.open_memmap(fresh, mode="w+", dtype=np.float32, shape=self.shape)
+            values[:] = np.nan
+            values.flush()
+            fresh.replace(path)
+        return np.lib.format.open_memmap(path, mode="r+")
+
+    def together(self) -> np.ndarray:
+        """All parts as one array."""
+        whole = np.full(self.shape, np.nan, dtype=np.float32)
+        for path in sorted(self.directory.glob("shard_*_of_*.npy")):
+            part = self._read(path)
+            if part is not None:
+                done = np.isfinite(part).all(axis=1)
+                whole[done] = part[done]
+        return whole
+
+    def forget(self, shard: int, shards: int) -> None:
+        """Remove one shard's part; with a single shard, every part."""
+        pattern = f"shard_{shard}_of_{shards}.npy" if shards > 1 else "shard_*_of_*.npy"
+        for path in self.directory.glob(pattern):
+            path.unlink()
+
+    def _read(self, path: Path) -> np.ndarray | None:
+        try:
+            part = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # absent, or cut off while it was made
+            return None
+        return part if part.shape == self.shape and part.dtype == np.float32 else None
+
+
+def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds, again: bool) -> bool:
     """Do this job's part of a fold; the last part to finish puts the fold together.
+
+    Args:
+        settings: of the stage.
+        job: the fold and its teacher.
+        base_rows: all base rows in ``base_idx`` order.
+        folds: which fold holds out which row.
+        again: score anew what is there already.
 
     Returns:
         Whether the fold is complete.
@@ -51,43 +114,47 @@ def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds
         ArenaError: another job does the same part.
     """
     started = time.time()
-    job.partial.mkdir(parents=True, exist_ok=True)
     shard, shards = settings.infer_train_shard_id or 0, settings.infer_train_shards
-    part = job.partial / f"shard_{shard}_of_{shards}.npy"
-    with locked(part):
-        judge = load_teacher(settings, job)
-        rows = base_rows.filter(pa.array(folds.fold == job.fold))
-        views = [View(job.max_length, swap) for swap in ((False, True) if settings.infer_swap else (False,))]
-        sequences, number = judge.sequences(rows, views)
-        work = Work(rows, sequences, number, views, judge.batches(sequences))
+    with locked(job.final.with_name(f"{job.final.name}.shard_{shard}_of_{shards}")):
+        work = Work.of_fold(settings, job, base_rows, folds)
+        hidden = _hidden_size(job) if settings.infer_save_lasttok else 0
+        parts = Parts(job.partial, (len(work.sequences), 3 + hidden))
+        if again:
+            parts.forget(shard, shards)
         mine = work.batches[shard::shards]
-        hidden = _hidden_size(judge.model) if settings.infer_save_lasttok else 0
-        values = _open_part(part, len(sequences), 3 + hidden)
-        todo = work.missing(values, mine)
-        if len(todo) < len(mine):
-            print(f"{job.final}: going on, {len(mine) - len(todo):,} of {len(mine):,} batches are there")
-        if hidden:
-            with record_last_token(judge.model, values[:, 3:]) as recorder:
-                for batch in todo:  # hidden states first: a batch counts as done by its logits
-                    recorder.rows = batch
-                    judge.score_batches(sequences, [batch], values[:, :3])
-        else:
-            judge.score_batches(sequences, todo, values)
-        values.flush()
+        done = np.isfinite(parts.together()).all(axis=1)
+        todo = [batch for batch in mine if not done[batch].all()]
+        if todo:
+            if len(todo) < len(mine):
+                print(f"{job.final}: going on, {len(mine) - len(todo):,} of {len(mine):,} batches are there")
+            _score(settings, job, work, todo, parts.open(shard, shards))
     with locked(job.final, wait_seconds=600):
-        whole = _collect(job, work, 3 + hidden)
-        if whole is None:
+        if not job.partial.is_dir() and job.is_up_to_date():
+            return True  # another part was the last, and has put the fold together
+        whole = parts.together()
+        if not np.isfinite(whole).all():
             print(f"{job.final}: part {shard} of {shards} is done; others are still to come")
             return False
-        if job.partial.is_dir():
-            _finish(job, work, whole, len(base_rows), started, shards)
+        _finish(job, work, whole, len(base_rows), started, shards)
     return True
+
+
+def _score(settings: OofSettings, job: OofJob, work: Work, todo: list[np.ndarray], values: np.memmap) -> None:
+    judge = load_teacher(settings, job)
+    check_lengths(judge.model, [job.max_length], "--infer-max-seq-len (or INFER_MAX_SEQ_LEN)")
+    recording = record_last_token(judge.model, values[:, 3:]) if values.shape[1] > 3 else nullcontext()
+    try:
+        with recording as recorder:
+            begin = recorder.begin if recorder is not None else None
+            judge.score_batches(work.sequences, todo, values[:, :3], begin)
+    except InputError as error:
+        raise InputError(f"{job.model}, fold {job.fold}: {error}") from error
+    values.flush()
 
 
 def load_teacher(settings: OofSettings, job: OofJob) -> ClassifierJudge:
     """The teacher as a judge, computing as it was trained."""
-    bits = job.base_bits if settings.infer_quant == "auto" else settings.infer_quant
-    quant: Quantization = "nf4" if bits == "nf4" else "none"
+    quant: Quantization = "nf4" if job.settings["quant"] == "nf4" else "none"
     judge = load_judge(
         job.model,
         max_length=job.max_length,
@@ -99,57 +166,29 @@ def load_teacher(settings: OofSettings, job: OofJob) -> ClassifierJudge:
     return judge
 
 
-def _hidden_size(model: Any) -> int:
-    return int(model.config.get_text_config().hidden_size)
+def _hidden_size(job: OofJob) -> int:
+    from transformers import AutoConfig
 
+    from arena_distill.models.adapters import ADAPTER_CONFIG, base_of_adapter
 
-def _open_part(path: Path, sequences: int, width: int) -> np.memmap:
-    """Scores so far, float32 ``[S, W]``, NaN where there are none yet; what is written survives the process."""
-    if path.is_file():
-        try:
-            values = np.lib.format.open_memmap(path, mode="r+")
-            if values.shape == (sequences, width) and values.dtype == np.float32:
-                return values
-        except (ValueError, OSError, EOFError):
-            pass  # cut off while it was made: nothing is in it
-    fresh = path.with_suffix(".new")
-    values = np.lib.format.open_memmap(fresh, mode="w+", dtype=np.float32, shape=(sequences, width))
-    values[:] = np.nan
-    values.flush()
-    fresh.replace(path)
-    return np.lib.format.open_memmap(path, mode="r+")
-
-
-def _collect(job: OofJob, work: Work, width: int) -> np.ndarray | None:
-    """All parts put together, float32 ``[S, W]``; None while some are missing."""
-    whole = np.full((len(work.sequences), width), np.nan, dtype=np.float32)
-    for path in sorted(job.partial.glob("shard_*_of_*.npy")):
-        part = np.load(path, mmap_mode="r")
-        if part.shape == whole.shape:
-            done = ~np.isnan(part).any(axis=1)
-            whole[done] = part[done]
-    if not job.partial.is_dir():  # another part was the last, and has put the fold together
-        return whole
-    return None if np.isnan(whole).any() else whole
+    adapter = (job.model / ADAPTER_CONFIG).is_file()
+    config: Any = AutoConfig.from_pretrained(base_of_adapter(job.model) if adapter else job.model)
+    return int(config.get_text_config().hidden_size)
 
 
 def _finish(job: OofJob, work: Work, whole: np.ndarray, n_base: int, started: float, shards: int) -> None:
     by_view = in_class_order(whole[:, :3][work.number], work.views)
     logits = by_view.mean(axis=0, dtype=np.float64).astype(np.float32)
     probabilities = softmax(logits)
-    gaps = row_gaps(softmax(by_view[0]), softmax(by_view[-1]))
+    both = len(work.views) > 1
+    gaps = row_gaps(softmax(by_view[0]), softmax(by_view[1])) if both else np.full(len(logits), np.nan)
     index = work.rows["base_idx"].to_numpy()
     directory = job.partial / "model"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
-    table = pa.table(
-        {
-            "base_idx": pa.array(index),
-            **{f"logit_{name}": logits[:, k] for k, name in enumerate(("model_a", "model_b", "tie"))},
-            "swap_gap": gaps,
-        }
-    )
-    pq.write_table(table, directory / ROWS)
+    names = ("model_a", "model_b", "tie")
+    columns = {f"logit_{name}": logits[:, k] for k, name in enumerate(names)}
+    pq.write_table(pa.table({"base_idx": index, **columns, "swap_gap": gaps}), directory / ROWS)
     np.save(directory / f"{LOGITS}_fold_{job.fold}.npy", _at_base_rows(logits, index, n_base))
     np.save(directory / f"{PROBABILITIES}_fold_{job.fold}.npy", _at_base_rows(probabilities, index, n_base))
     if whole.shape[1] > 3:
@@ -165,12 +204,13 @@ def _finish(job: OofJob, work: Work, whole: np.ndarray, n_base: int, started: fl
             "family": job.name,
             "fold": job.fold,
             "teacher": str(job.model),
+            "extra_data": job.extra_data,
             "shards": shards,
             "rows": {"held_out": len(index), "base": n_base},
             "sequences": len(work.sequences),
             "metrics": {
                 "held_out": score(probabilities, targets(work.rows)).as_dict(),
-                "swap_gap": float(gaps.mean()),
+                "swap_gap": float(gaps.mean()) if both else None,
             },
         },
     )
@@ -180,8 +220,6 @@ def _finish(job: OofJob, work: Work, whole: np.ndarray, n_base: int, started: fl
 
 def _at_base_rows(values: np.ndarray, index: np.ndarray, n_base: int) -> np.ndarray:
     """``[n, W]`` at their places among all base rows, ``[N, W]``; NaN where this teacher has no say."""
-    if not np.isfinite(values).all():
-        raise InputError("a teacher gives values that do not fit 16 bits -> set INFER_SAVE_LASTTOK=0")
-    out = np.full((n_base, values.shape[1]), np.nan, dtype=np.float32 if values.dtype != np.float16 else np.float16)
+    out = np.full((n_base, values.shape[1]), np.nan, dtype=np.float16 if values.dtype == np.float16 else np.float32)
     out[index] = values
     return out

@@ -12,7 +12,7 @@ from arena_distill.inference.oof_settings import OofSettings
 from arena_distill.runtime.artifacts import fingerprint, read_manifest, recover, require_replaceable, sha256_file
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.job import Job
-from arena_distill.runtime.stages import INFER_TEACHER_LOGITS, TRAIN_TEACHERS
+from arena_distill.runtime.stages import ENSEMBLE, INFER_TEACHER_LOGITS, TRAIN_TEACHERS
 
 STAGE = INFER_TEACHER_LOGITS.name
 LOGITS, PROBABILITIES, LAST_TOKEN, ROWS = "teacher_logits", "teacher_probs", "teacher_lasttok", "rows.parquet"
@@ -26,8 +26,8 @@ class OofJob(Job):
     fold: int
     model: Path  # merged model or adapter
     bf16: bool  # compute as in training
-    base_bits: str  # of the base in training: nf4 or none
     max_length: int
+    extra_data: str  # files that it was trained on too, for the baselines
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,9 @@ class OofPlan:
     """All of step 4."""
 
     train_file: Path
+    inputs: dict[str, str]  # hashes of the base file and the folds file
     jobs: list[OofJob]
     families: list[str]  # every family there is, or that was asked for
-
-    def of_family(self, name: str) -> list[OofJob]:
-        """The jobs of one family."""
-        return [job for job in self.jobs if job.name == name]
 
 
 def plan_oof(settings: OofSettings) -> OofPlan:
@@ -52,6 +49,7 @@ def plan_oof(settings: OofSettings) -> OofPlan:
     """
     train_file = find_file(settings.train_csv, "train", "--train-csv")
     folds = load_folds(settings.folds_path)
+    folds.check_count(settings.n_folds, settings.folds_path)
     if beyond := [fold for fold in settings.wanted_folds if fold >= folds.n_folds]:
         raise SettingsError(
             f"--infer-folds (or INFER_FOLDS): {settings.folds_path} has the folds 0 … {folds.n_folds - 1}, no fold "
@@ -59,10 +57,12 @@ def plan_oof(settings: OofSettings) -> OofPlan:
         )
     inputs = {"train_csv": sha256_file(train_file), "folds_json": sha256_file(settings.folds_path)}
     families = settings.wanted_models or find_families(settings.model_save)
+    if ENSEMBLE in families:
+        raise InputError(f"{settings.model_save}: a teacher is called {ENSEMBLE}, as the mean of all -> rename it")
     if not families:
         raise InputError(f"{settings.model_save}: no teachers there (NAME_fold_K or NAME_fold_K_lora) -> run step 3")
     jobs = [_job(settings, name, fold, inputs) for name in families for fold in settings.wanted_folds]
-    return OofPlan(train_file, jobs, families)
+    return OofPlan(train_file, inputs, jobs, families)
 
 
 def find_families(model_save: Path) -> list[str]:
@@ -72,11 +72,8 @@ def find_families(model_save: Path) -> list[str]:
 
 
 def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) -> OofJob:
-    merged, adapter = settings.model_save / f"{name}_fold_{fold}", settings.model_save / f"{name}_fold_{fold}_lora"
-    for path in (merged, adapter):
-        recover(path)
-    candidates = [adapter, merged] if settings.infer_prefer_lora else [merged, adapter]
-    model = next((path for path in candidates if path.is_dir()), None)
+    adapter = settings.model_save / f"{name}_fold_{fold}_lora"
+    model = _teacher_directory(settings, name, fold)
     if model is None:
         train = f"TEACHER_FOLDS={fold} bash {TRAIN_TEACHERS.script}"
         raise InputError(f"{adapter}: fold {fold} of {name} is missing -> train it: {train}")
@@ -100,9 +97,8 @@ def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) ->
     decisive = {
         "fold": fold,
         "max_length": max_length,
-        "batch_tokens": settings.infer_batch_tokens,
         "swap": settings.infer_swap,
-        "quant": settings.infer_quant,
+        "quant": settings.infer_quant if settings.infer_quant != "auto" else record["base_bits"],
         "save_lasttok": settings.infer_save_lasttok,
     }
     final = settings.logits_dir / f"{name}_fold_{fold}"
@@ -116,9 +112,24 @@ def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) ->
         fold=fold,
         model=model,
         bf16=bool(trained["teacher_bf16"]),
-        base_bits=record["base_bits"] if model == adapter else "none",
         max_length=max_length,
+        extra_data=str(trained["extra_data"]),
     )
+
+
+def current_teacher(settings: OofSettings, name: str, fold: int) -> str | None:
+    """Identity of the teacher that is there now, as ``inputs["teacher"]`` of its logits; None if there is none."""
+    model = _teacher_directory(settings, name, fold)
+    record = _teacher_record(model) if model is not None else None
+    return None if record is None else str(record["weights"])
+
+
+def _teacher_directory(settings: OofSettings, name: str, fold: int) -> Path | None:
+    merged, adapter = settings.model_save / f"{name}_fold_{fold}", settings.model_save / f"{name}_fold_{fold}_lora"
+    for path in (merged, adapter):
+        recover(path)
+    candidates = [adapter, merged] if settings.infer_prefer_lora else [merged, adapter]
+    return next((path for path in candidates if path.is_dir()), None)
 
 
 def _teacher_record(model: Path) -> dict[str, Any] | None:
@@ -127,12 +138,11 @@ def _teacher_record(model: Path) -> dict[str, Any] | None:
     if manifest is None:
         return None
     if manifest["stage"] == TRAIN_TEACHERS.name:
-        record = {**manifest, "folds_json": manifest["inputs"]["folds_json"]}
-    elif "family" in (manifest.get("verified") or {}):  # a merged copy
-        record = manifest["verified"]
-    else:
-        return None
-    return record | {"weights": fingerprint({}, manifest["outputs"]), "base_bits": manifest.get("base_bits", "none")}
+        weights = fingerprint({}, manifest["outputs"])
+        return {"base_bits": "none", **manifest, "folds_json": manifest["inputs"]["folds_json"], "weights": weights}
+    if "family" in (manifest.get("verified") or {}):  # a merged copy: the same teacher, in 16 bits or more
+        return {**manifest["verified"], "weights": manifest["verified"]["adapter_outputs"], "base_bits": "none"}
+    return None
 
 
 def _refuse_stale_copy(model: Path, adapter: Path, record: dict[str, Any]) -> None:

@@ -67,4 +67,4 @@ class OofSettings(FoldedSettings):
     def wanted_models(self) -> list[str]:
         """Names of teachers; empty: all there are."""
         names = [name.strip() for name in self.infer_models.split(",") if name.strip()]
-        return [] if names == ["all"] else names
+        return [] if names == ["all"] else list(dict.fromkeys(names))

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arena_distill.data.folds import Folds
+from arena_distill.data.identity import rows_sha256
 from arena_distill.data.records import Rows
 from arena_distill.evaluation.metrics import softmax
 from arena_distill.runtime.artifacts import read_manifest_file, sha256_file
 from arena_distill.runtime.errors import DataError
+from arena_distill.runtime.stages import ENSEMBLE
 
-ENSEMBLE = "ensemble"
 LOGIT_COLUMNS = ("logit_model_a", "logit_model_b", "logit_tie")
 PROBABILITY_COLUMNS = ("p_model_a", "p_model_b", "p_tie")
 TABLE_SCHEMA = pa.schema(
@@ -101,7 +102,8 @@ def read_oof_table(path: Path, rows: Rows, folds: Folds) -> dict[str, OofFamily]
         DataError: the table is missing, torn or was changed; a row is absent or stands twice; a fold or row hash is not
             that of the files at hand; a number is not finite, or probabilities are not the softmax of the logits.
     """
-    folds.check(rows, path)
+    if folds.rows_sha256 != rows_sha256(rows):
+        raise DataError("cannot be checked: data file and folds file do not belong together", file=path, hint=_HINT)
     table = _read(path)
     families = {}
     names = table["family"].combine_chunks().dictionary_encode()
@@ -162,8 +164,10 @@ def _checked_family(table: pa.Table, place: np.ndarray, name: str, rows: Rows, f
     logits = np.column_stack([table[column].to_numpy() for column in LOGIT_COLUMNS])
     p = np.column_stack([table[column].to_numpy() for column in PROBABILITY_COLUMNS])
     gap = table["swap_gap"].to_numpy()
-    for values, column in ((logits, LOGIT_COLUMNS[0]), (p, PROBABILITY_COLUMNS[0]), (gap[:, None], "swap_gap")):
-        refuse(~np.isfinite(values).all(axis=1), column, lambda r: "is not finite")
+    for column in (*LOGIT_COLUMNS, *PROBABILITY_COLUMNS):
+        refuse(~np.isfinite(table[column].to_numpy()), column, lambda r: "is not finite")
+    if not np.isnan(gap).all():  # all: only one order was scored
+        refuse(~np.isfinite(gap), "swap_gap", lambda r: "is not finite")
     refuse(np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE, PROBABILITY_COLUMNS[0], lambda r: "probabilities do not sum to 1")
     off = np.abs(softmax(logits) - p).max(axis=1)
     refuse(off > SOFTMAX_TOLERANCE, PROBABILITY_COLUMNS[0], lambda r: "probabilities are not the softmax of the logits")

@@ -10,9 +10,7 @@ import torch
 from safetensors import safe_open
 
 from arena_distill.models.architecture import LINEAR_MODULES
-from arena_distill.models.backbone import model_identity
 from arena_distill.models.classifier import HEAD_MODULES, hub_errors
-from arena_distill.runtime.artifacts import read_manifest
 from arena_distill.runtime.errors import InputError, SettingsError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -68,20 +66,6 @@ def base_of_adapter(directory: Path) -> str:
         raise InputError(f"{path}: no adapter there -> train the teacher of this fold first (step 3)") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: broken ({error!r}) -> train the adapter again") from error
-
-
-def check_base(directory: Path, base: str) -> None:
-    """Refuse to put the adapter on another base than it was trained on.
-
-    Raises:
-        InputError: the adapter's manifest names other weights than those of ``base``.
-    """
-    trained_on = (read_manifest(directory) or {}).get("inputs", {}).get("base_model")
-    if trained_on is not None and trained_on != model_identity(base):
-        raise InputError(
-            f"{directory}: this adapter was trained on another base than {base} is now -> give the base it was "
-            "trained on, or train it again"
-        )
 
 
 def load_adapter(model: torch.nn.Module, directory: Path) -> torch.nn.Module:

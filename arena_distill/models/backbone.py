@@ -71,6 +71,17 @@ def model_identity(name: str) -> str:
     return whole.hexdigest()
 
 
+def is_same_model(recorded: str, identity: str) -> bool | None:
+    """Whether two identities are of one model; None for a hub name beside a directory, which cannot be compared."""
+    if not recorded or _is_digest(recorded) != _is_digest(identity):
+        return None
+    return recorded == identity
+
+
+def _is_digest(identity: str) -> bool:
+    return len(identity) == 64 and set(identity) <= set("0123456789abcdef")
+
+
 def _sampled_sha256(file: Path) -> str:
     size = file.stat().st_size
     if size <= SMALL_FILE:

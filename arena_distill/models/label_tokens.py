@@ -24,6 +24,7 @@ from arena_distill.runtime.errors import InputError
 
 LABEL_TOKENS_FILE = "label_tokens.json"
 LABEL_TOKENS_VERSION = 1
+_LOGIT_SCALES = ("logits_scaling", "logit_scale", "logits_scale")  # of Granite, Cohere, MiniCPM: not done here
 _HEAD, _HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 
 
@@ -49,11 +50,14 @@ class LabelTokens:
                 known = f"{len(pieces)} tokens" if len(pieces) != 1 else "unknown to it"
                 raise InputError(
                     f"{name}: the label word {word!r} for {label} is {known}, and must be one token -> choose three "
-                    "words that are one token each (--teacher-label-words), or another tokenizer"
+                    "words that are one token each (TEACHER_LABEL_WORDS, POSTPRE_LABEL_WORDS), or another tokenizer"
                 )
             ids.append(int(pieces[0]))
         if len(set(ids)) < len(ids):
-            raise InputError(f"{name}: the label words {', '.join(words)} share a token -> choose three that differ")
+            raise InputError(
+                f"{name}: the label words {', '.join(words)} share a token -> choose three that differ "
+                "(TEACHER_LABEL_WORDS, POSTPRE_LABEL_WORDS)"
+            )
         return cls((words[0], words[1], words[2]), (ids[0], ids[1], ids[2]))
 
     def save(self, directory: Path) -> None:
@@ -94,9 +98,11 @@ class LabelTokenHead(torch.nn.Linear):
         self.requires_grad_(False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits ``[…, 3]`` of hidden states ``[…, H]``."""
-        logits = super().forward(hidden)
-        return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
+        """Logits ``[…, 3]`` of hidden states ``[…, H]``, in float32: it costs nothing, and soft labels come of it."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            logits = torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
+            return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
 
 
 def load_label_token_classifier(name: str, tokenizer: Any, labels: LabelTokens, **options: Any) -> Any:
@@ -114,16 +120,16 @@ def load_label_token_classifier(name: str, tokenizer: Any, labels: LabelTokens, 
     """
     directory = local_directory(name)
     model, fresh = load_classifier(str(directory), tokenizer, **options)
-    if fresh - {"score.weight"}:
+    scaled = [key for key in _LOGIT_SCALES if getattr(model.config, key, None) not in (None, 1, 1.0)]
+    if scaled or not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        reason = f"scales its logits ({scaled[0]})" if scaled else "has no head that label tokens could take"
         raise InputError(
-            f"{name}: lacks weights ({', '.join(sorted(fresh)[:3])} …) -> copy or download the model again"
+            f"{name}: {type(model).__name__} {reason} -> name a causal LM such as Llama, Qwen2 or Gemma-2, or use "
+            "TEACHER_HEAD=seq_cls"
         )
-    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
-        raise InputError(
-            f"{name}: {type(model).__name__} has no head that label tokens could take -> name a causal LM (Llama, "
-            "Qwen2, Gemma-2 …), or use TEACHER_HEAD=seq_cls"
-        )
-    rows, bias = _head_rows(directory, labels.ids)
+    if lacking := sorted(fresh - {"score.weight"}):
+        raise InputError(f"{name}: lacks weights ({', '.join(lacking[:3])} …) -> copy or download the model again")
+    rows, bias = _head_rows(directory, labels.ids, bool(model.config.tie_word_embeddings))
     old = model.score.weight
     model.score = LabelTokenHead(
         rows.to(old.device, old.dtype),
@@ -133,12 +139,14 @@ def load_label_token_classifier(name: str, tokenizer: Any, labels: LabelTokens, 
     return model
 
 
-def _head_rows(directory: Path, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows of the output head, read from the checkpoint without loading the rest; with tied weights, embeddings."""
+def _head_rows(directory: Path, ids: Sequence[int], tied: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows of the output head, read from the checkpoint without loading the rest; with tied weights, embeddings.
+
+    A head in the checkpoint counts even where the configuration says that it is tied, as in transformers.
+    """
     places = _tensor_files(directory)
-    embedding = next((name for name in places if name.endswith("embed_tokens.weight")), None)
-    tied = json.loads((directory / "config.json").read_text("utf-8")).get("tie_word_embeddings", _HEAD not in places)
-    name = embedding if tied or _HEAD not in places else _HEAD
+    embedding = next((name for name in places if name.endswith("embed_tokens.weight")), None) if tied else None
+    name = _HEAD if _HEAD in places else embedding
     if name is None:
         raise InputError(f"{directory}: has no output head (lm_head) -> name a causal LM, or use TEACHER_HEAD=seq_cls")
     with safe_open(directory / places[name], "pt") as file:

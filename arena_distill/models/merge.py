@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arena_distill.models.backbone import local_directory, model_identity
+from arena_distill.models.backbone import is_same_model, local_directory, model_identity
 from arena_distill.models.lora_file import read_adapter
 from arena_distill.models.merge_plan import DTYPES, MergePlan, OutputTensor, plan_merge
 from arena_distill.models.merged_tensors import count_zero_modules, output_pieces
@@ -150,7 +150,7 @@ def write_merged(
     """
     _check_dtype(dtype)
     adapter = read_adapter(adapter_dir)
-    base_checked = _check_base(adapter_dir, base)
+    base_checked = check_base(adapter_dir, base)
     base_dir = local_directory(base)
     plan = plan_merge(base_dir, adapter, dtype, labels)
     copies = _files_to_copy(base_dir, adapter_dir, plan)
@@ -200,23 +200,15 @@ def _finished_report(out_dir: Path, expected: str) -> MergeReport | None:
         return None
 
 
-def _check_base(adapter_dir: Path, base: str) -> bool:
+def check_base(adapter_dir: Path, base: str) -> bool:
     """Whether the adapter's manifest confirms the base; a hub name and a directory cannot be compared."""
     known = str(((read_manifest(adapter_dir) or {}).get("inputs") or {}).get("base_model") or "")
-    identity = model_identity(base)
-    if not known or _is_digest(known) != _is_digest(identity):
-        return False
-    if known != identity:
-        trained_on = known if not _is_digest(known) else "a model with other weights"
+    same = is_same_model(known, model_identity(base))
+    if same is False:
         raise InputError(
-            f"{adapter_dir}: adapter of another base: trained on {trained_on}, not on {base} -> give the base model "
-            "that it was trained on"
+            f"{adapter_dir}: adapter of another base than {base} is now -> give the base model that it was trained on"
         )
-    return True
-
-
-def _is_digest(identity: str) -> bool:
-    return len(identity) == 64 and set(identity) <= set("0123456789abcdef")
+    return bool(same)
 
 
 def _files_to_copy(base_dir: Path, adapter_dir: Path, plan: MergePlan) -> list[Path]:

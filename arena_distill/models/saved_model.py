@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from arena_distill.models.adapters import ADAPTER_CONFIG, base_of_adapter, check_base, load_adapter
+from arena_distill.models.adapters import ADAPTER_CONFIG, base_of_adapter, load_adapter
 from arena_distill.models.backbone import check_backbone
 from arena_distill.models.classifier import load_classifier
 from arena_distill.models.label_tokens import LABEL_TOKENS_FILE, LabelTokens, load_label_token_classifier
+from arena_distill.models.merge import check_base
 from arena_distill.runtime.errors import InputError
 
 

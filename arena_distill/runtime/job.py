@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ class Job:
     @property
     def partial(self) -> Path:
         """Where the work is done; a run with the same settings and inputs goes on with what a killed one left."""
-        return partial_directory(self.final, self.fingerprint[:12])
+        processes = os.environ.get("WORLD_SIZE") or "1"  # another number takes other steps: no going on between them
+        tag = self.fingerprint[:12] + (f"-{processes}p" if processes != "1" else "")
+        return partial_directory(self.final, tag)
 
     def open_partial(self) -> None:
         """Make the directory to work in. To be called under the lock of ``final``."""

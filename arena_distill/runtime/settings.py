@@ -169,4 +169,6 @@ def _explain(problem: Any) -> str:
     given = f", not {problem['input']!r}" if isinstance(problem["input"], str | int | float) else ""
     message = str(problem["msg"])
     message = message.removeprefix("Value error, ")
-    return f"{flag}: {message[:1].lower()}{message[1:]}{given}"
+    if not message[1:2].isupper():  # the name of a variable stays as it is
+        message = message[:1].lower() + message[1:]
+    return f"{flag}: {message}{given}"

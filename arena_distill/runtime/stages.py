@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ENSEMBLE = "ensemble"
+"""Name of the mean over all teachers in step 4's table, and so of no teacher."""
+
 FanOut = Literal["family", "fold", "shard"]
 
 

@@ -13,6 +13,9 @@ from transformers import TrainingArguments
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.training.processes import process_count
 
+_TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+_CHOSEN_TENSORBOARD_DIR = os.environ.get(_TENSORBOARD)  # the user's, before runs of this process set their own
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -53,7 +56,7 @@ def training_arguments(work: Path, name: str, logs: Path, schedule: Schedule, **
         SettingsError: the settings exclude each other, or a package for them is missing.
     """
     # The Trainer would put TensorBoard's files among the checkpoints, which go when the model is published.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(logs / "tensorboard" / name))
+    os.environ[_TENSORBOARD] = _CHOSEN_TENSORBOARD_DIR or str(logs / "tensorboard" / name)
     try:
         arguments = TrainingArguments(
             output_dir=str(work),

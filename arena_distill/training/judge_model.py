@@ -11,8 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from arena_distill.data.prompts import TextFormat
 from arena_distill.models.adapters import add_lora, nf4_config
-from arena_distill.models.classifier import check_vocabulary, hub_errors, load_classifier, load_tokenizer, token_types
+from arena_distill.models.classifier import (
+    HEAD_MODULES,
+    check_vocabulary,
+    hub_errors,
+    load_classifier,
+    load_tokenizer,
+    token_types,
+)
 from arena_distill.models.label_tokens import LabelTokens, load_label_token_classifier
+from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.training.processes import local_rank, process_count, say
 
 
@@ -75,6 +83,8 @@ def make_model(base: str, tokenizer_name: str, recipe: Recipe, fsdp: bool) -> Ju
     elif recipe.head == "seq_cls":
         model, fresh = load_classifier(base, tokenizer, **options)
         layout = TextFormat.for_tokenizer(tokenizer, token_types(model))
+        if lost := sorted(name for name in fresh if not set(name.split(".")) & set(HEAD_MODULES)):
+            raise InputError(f"{base}: lacks weights ({', '.join(lost[:3])} …) -> copy or download the model again")
         if fresh:
             say("the classification head is new (the base has none with three labels)")
     else:
@@ -115,3 +125,13 @@ def _load_once_for_all() -> None:
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     enable_fsdp_ram_efficient_loading()
     PartialState()
+
+
+def check_budget(layout: TextFormat, max_length: int, setting: str) -> None:
+    """Refuse a length limit that leaves no room for the texts.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    if max_length < layout.shortest_budget:
+        raise SettingsError(f"{setting}: {max_length} tokens are too few -> use {layout.shortest_budget} or more")

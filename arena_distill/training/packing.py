@@ -62,6 +62,11 @@ class PackedTokens(Dataset):
     def __len__(self) -> int:
         return len(self.blocks)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each block, ``[N]``."""
+        return np.full(len(self), self.blocks.shape[1])
+
     def __getitem__(self, row: int) -> torch.Tensor:
         return self.blocks[row]
 

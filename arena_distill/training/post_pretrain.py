@@ -14,7 +14,6 @@ import time
 import numpy as np
 import pyarrow as pa
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 
 from arena_distill.data.loading import load_labelled, load_texts
 from arena_distill.data.merging import merge, shares_prompt
@@ -24,13 +23,13 @@ from arena_distill.runtime.artifacts import publish, write_atomically, write_man
 from arena_distill.runtime.errors import DataError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
-from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
+from arena_distill.training.judge_model import JudgeModel, Recipe, check_budget, make_model
 from arena_distill.training.packing import PackedTokens, collate_packed, pack_preferred
 from arena_distill.training.post_pretrain_job import STAGE, PostPretrainJob, base_votes
 from arena_distill.training.post_pretrain_settings import PostPretrainSettings
 from arena_distill.training.processes import is_main_process, locked_by_main, say, wait_for_all
 from arena_distill.training.resumable import save_every, sharding, train_resumably
-from arena_distill.training.trainer import PreferenceTrainer
+from arena_distill.training.trainer import GroupedTrainer, PreferenceTrainer
 
 
 def load_rows(settings: PostPretrainSettings) -> tuple[Rows, dict[str, int]]:
@@ -72,6 +71,7 @@ def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Ro
             job.work.mkdir(parents=True, exist_ok=True)
         set_seed(settings.seed)
         judge = make_model(job.base, job.tokenizer, _recipe(settings), settings.postpre_fsdp)
+        check_budget(judge.layout, settings.postpre_maxlen, "--postpre-maxlen (or POSTPRE_MAXLEN)")
         check_lengths(judge.model, [settings.postpre_maxlen], "--postpre-maxlen (or POSTPRE_MAXLEN)")
         trainer = _preference(settings, job, judge, rows) if judge.labels else _language(settings, job, judge, rows)
         train_resumably(trainer, job.work, str(job.final))
@@ -138,15 +138,14 @@ def _preference(settings: PostPretrainSettings, job: PostPretrainJob, judge: Jud
 
 def _language(settings: PostPretrainSettings, job: PostPretrainJob, judge: JudgeModel, rows: Rows) -> Trainer:
     blocks = PackedTokens(pack_preferred(rows, judge.tokenizer, settings.postpre_maxlen))
-    trainer = Trainer(
+    return GroupedTrainer(
         model=judge.model,
         args=_arguments(settings, job, len(blocks)),
         train_dataset=blocks,
         data_collator=collate_packed,
         processing_class=judge.tokenizer,
+        whole_batches=True,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _arguments(settings: PostPretrainSettings, job: PostPretrainJob, rows: int) -> TrainingArguments:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from arena_distill.data.find_file import find_file
 from arena_distill.data.reading import data_sha256
 from arena_distill.models.backbone import check_backbone, model_identity
-from arena_distill.runtime.artifacts import recover, require_replaceable, require_writable
+from arena_distill.models.merge import STAGE as MERGE_STAGE
+from arena_distill.runtime.artifacts import recover, require_replaceable, require_writable, sha256_path
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.job import Job
 from arena_distill.runtime.stages import POST_PRETRAIN
 from arena_distill.training.post_pretrain_settings import FamilyPlan, PostPretrainSettings
-from arena_distill.training.processes import process_count
 
 STAGE = POST_PRETRAIN.name
 
@@ -37,7 +38,10 @@ class PostPretrainJob(Job):
     @property
     def work(self) -> Path:
         """Directory of the checkpoints."""
-        return self.scratch / self.partial.name / "training" if self.scratch else self.partial / "training"
+        if self.scratch is None:
+            return self.partial / "training"
+        place = hashlib.sha256(str(self.final.resolve()).encode()).hexdigest()[:8]  # runs share a scratch disk
+        return self.scratch / f"{self.partial.name}-{place}" / "training"
 
 
 def plan_post_pretraining(settings: PostPretrainSettings, plan: FamilyPlan, base: str) -> PostPretrainJob:
@@ -60,12 +64,13 @@ def plan_post_pretraining(settings: PostPretrainSettings, plan: FamilyPlan, base
     tokenizer = check_backbone(plan.tokenizer, plan.setting.replace("_BASE", "_TOK")) if plan.tokenizer else base
     inputs |= {"base_model": model_identity(base)}
     if tokenizer != base:
-        inputs["tokenizer"] = tokenizer
+        inputs["tokenizer"] = sha256_path(Path(tokenizer)) if Path(tokenizer).is_dir() else tokenizer
     final = plan.adapter
     recover(final)
     require_replaceable(final, STAGE)
+    if plan.merged is not None:
+        require_replaceable(plan.merged, MERGE_STAGE)
     decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
-    decisive["processes"] = process_count()
     if settings.scratch_base:
         require_writable(Path(settings.scratch_base) / "training")
     return PostPretrainJob(

@@ -112,7 +112,7 @@ class PostPretrainSettings(RunSettings):
 
     def ladder(self, family: str) -> list[str]:
         """Bases to fall back to, from the setting; empty: the built-in ones."""
-        given = getattr(self, f"{family}_ladder")
+        given = getattr(self, f"{family}_ladder", "")
         return [part.strip() for part in given.split(",") if part.strip()]
 
 

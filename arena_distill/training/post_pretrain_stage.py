@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from arena_distill.models.architecture import LADDERS
 from arena_distill.models.memory import TrainingShape, choose_base
@@ -53,8 +54,14 @@ def _train(settings: PostPretrainSettings, jobs: list[PostPretrainJob]) -> None:
 def _merge(settings: PostPretrainSettings, job: PostPretrainJob, trained: bool) -> None:
     from arena_distill.models.merge import merge_adapter
 
+    def verify(merged: Path) -> dict[str, object]:
+        from arena_distill.training.merge_parity import language_model_parity
+
+        return language_model_parity(job.base, job.final, merged, settings.postpre_bf16)
+
     assert job.plan.merged is not None
-    report = merge_adapter(job.base, job.final, job.plan.merged, force=settings.force and trained)
+    again = settings.force and trained
+    report = merge_adapter(job.base, job.final, job.plan.merged, force=again, verify=verify)
     print(f"{job.plan.merged}: {report.summary()}")
 
 
@@ -80,7 +87,7 @@ def _choose_one(settings: PostPretrainSettings, plan: FamilyPlan, available: int
         weight_bytes=2 if settings.postpre_bf16 else 4,
         gradient_checkpointing=settings.postpre_gradient_checkpointing,
         full_vocabulary_logits=settings.postpre_objective == "lm",
-        n_devices=process_count() if on_gpu and settings.postpre_fsdp else 1,
+        n_devices=process_count() if on_gpu and settings.postpre_fsdp and quant == "none" else 1,
         on_gpu=on_gpu,
     )
     ladder = settings.ladder(plan.family) or LADDERS.get(plan.family, ())

@@ -28,6 +28,13 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
+def use_all_cores() -> None:
+    """For work that the main process does alone: torchrun leaves each process one core."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def free_memory() -> None:
     """Give back what a finished model held: a Trainer and its model point at each other, so nothing goes by itself."""
     import gc

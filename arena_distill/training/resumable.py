@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.training.arguments import Schedule
 from arena_distill.training.judge_model import Recipe
 from arena_distill.training.processes import is_main_process, process_count, say, wait_for_all
 from arena_distill.training.trainer import ProgressReport, last_whole_checkpoint
 
+_WRITE_FAILED = re.compile(r"inline_container|PytorchStreamWriter|unexpected pos|No space left")
 CHECKPOINTS_A_RUN = 20  # a kill costs a twentieth of the run at most
 
 
@@ -29,7 +32,8 @@ def sharding(recipe: Recipe, fsdp: bool, gradient_checkpointing: bool) -> dict[s
     if process_count() == 1:
         return {}
     if fsdp and recipe.can_be_sharded:
-        return {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": gradient_checkpointing}}
+        config = {"version": 2, "activation_checkpointing": gradient_checkpointing, "cpu_ram_efficient_loading": True}
+        return {"fsdp": True, "fsdp_config": config}
     return {"ddp_find_unused_parameters": False}
 
 
@@ -48,8 +52,41 @@ def train_resumably(trainer: Trainer, work: Path, name: str) -> None:
     checkpoint = last_whole_checkpoint(work)
     if checkpoint:
         say(f"{name}: going on from {checkpoint.name}")
-    # From the checkpoint of a finished run too: that restores the weights and takes no step.
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model: Any = trainer.model
-    if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
-        raise SettingsError(f"{name}: training diverged, the weights are not finite -> lower the learning rate")
+    trainer.add_callback(_StopWhenDiverged(name))
+    try:
+        # From the checkpoint of a finished run too: that restores the weights and takes no step.
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model: Any = trainer.model
+        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+            raise _diverged(name)
+    except torch.cuda.OutOfMemoryError as error:
+        raise SettingsError(
+            f"{name}: the GPU's memory is too small -> fewer rows a device (…_PER_DEVICE_BS, with more …_GRAD_ACCUM), "
+            "a shorter …_MAXLEN, gradient checkpointing, or …_QUANT=nf4"
+        ) from error
+    except RuntimeError as error:
+        if _WRITE_FAILED.search(str(error)):  # torch's own words for a disk that filled up under a checkpoint
+            raise InputError(
+                f"{work}: a checkpoint could not be written ({shutil.disk_usage(work).free / 1e9:.2f} GB are free) -> "
+                "free some disk; the same command goes on from the checkpoint before"
+            ) from error
+        raise
+
+
+class _StopWhenDiverged(TrainerCallback):
+    """Ends a run whose loss or gradient is no longer a number, and its checkpoints, which would only go on with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Look at what was just logged."""
+        logged = kw.get("logs") or {}
+        if not all(math.isfinite(float(logged.get(key) or 0)) for key in ("loss", "grad_norm")):
+            if state.is_world_process_zero:
+                shutil.rmtree(args.output_dir or "", ignore_errors=True)
+            raise _diverged(self.name)
+
+
+def _diverged(name: str) -> SettingsError:
+    return SettingsError(f"{name}: training diverged, its numbers are no longer finite -> lower the learning rate")

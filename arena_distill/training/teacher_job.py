@@ -9,11 +9,11 @@ from arena_distill.data.find_file import find_file
 from arena_distill.data.folds import load_folds
 from arena_distill.data.reading import data_sha256
 from arena_distill.models.backbone import check_backbone, model_identity
+from arena_distill.models.merge import STAGE as MERGE_STAGE
 from arena_distill.runtime.artifacts import recover, require_replaceable, sha256_file
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.job import Job
 from arena_distill.runtime.stages import TRAIN_TEACHERS
-from arena_distill.training.processes import process_count
 from arena_distill.training.teacher_settings import TeacherSettings
 
 STAGE = TRAIN_TEACHERS.name
@@ -49,6 +49,7 @@ def plan_teachers(settings: TeacherSettings) -> list[TeacherJob]:
     inputs = {"train_csv": data_sha256(train_file)}
     folds = load_folds(settings.folds_path)
     inputs["folds_json"] = sha256_file(settings.folds_path)
+    folds.check_count(settings.n_folds, settings.folds_path)
     if beyond := [fold for fold in settings.fold_numbers if fold >= folds.n_folds]:
         raise SettingsError(
             f"--teacher-folds (or TEACHER_FOLDS): {settings.folds_path} has the folds 0 … {folds.n_folds - 1}, "
@@ -56,7 +57,6 @@ def plan_teachers(settings: TeacherSettings) -> list[TeacherJob]:
         )
     inputs |= {f"extra_data_{number}": data_sha256(path) for number, path in enumerate(settings.extra_paths)}
     decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
-    decisive["processes"] = process_count()
     jobs = []
     for name, (setting, given) in settings.families.items():
         if not Path(given).is_dir() and Path(given) == settings.default_base(setting):
@@ -68,6 +68,8 @@ def plan_teachers(settings: TeacherSettings) -> list[TeacherJob]:
             final, copy = (adapter, merged) if settings.teacher_lora_r else (merged, None)
             recover(final)
             require_replaceable(final, STAGE)
+            if copy is not None and settings.teacher_merge != "0":
+                require_replaceable(copy, MERGE_STAGE)
             jobs.append(
                 TeacherJob(
                     settings=decisive | {"fold": fold},

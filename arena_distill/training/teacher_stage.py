@@ -5,7 +5,7 @@ from __future__ import annotations
 from arena_distill.data.fold_rows import fold_rows
 from arena_distill.data.folds import load_folds
 from arena_distill.data.loading import load_labelled
-from arena_distill.training.processes import is_main_process, say
+from arena_distill.training.processes import is_main_process, say, use_all_cores
 from arena_distill.training.teacher_job import TeacherJob, plan_teachers
 from arena_distill.training.teacher_settings import TeacherSettings
 
@@ -64,6 +64,7 @@ def _merge(settings: TeacherSettings, jobs: list[TeacherJob]) -> None:
         from arena_distill.models.quiet import quiet_libraries
 
         quiet_libraries()
+        use_all_cores()
         base, folds = load_labelled(jobs[0].train_file).rows, load_folds(settings.folds_path)
         for job in waiting:
             merge_teacher(settings, job, fold_rows(base, [], folds, job.fold).val)

@@ -96,20 +96,34 @@ class LengthGroupedSampler(Sampler[int]):
             yield from [*batches, *last][index].tolist()
 
 
-class PreferenceTrainer(Trainer):
-    """Trainer with our sampler and our loss; everything else is Hugging Face's."""
+class GroupedTrainer(Trainer):
+    """Trainer with our sampler, and without the prints of Hugging Face's; its data sets have ``lengths``."""
 
-    def __init__(self, *, pad_id: int, label_smoothing: float, whole_batches: bool = False, **options: Any) -> None:
-        self._label_smoothing, self._whole_batches = label_smoothing, whole_batches
+    def __init__(self, *, whole_batches: bool = False, **options: Any) -> None:
+        self._whole_batches = whole_batches
+        super().__init__(**options)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(_SetSamplerEpoch(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        data: Any = train_dataset if train_dataset is not None else self.train_dataset
+        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed, self._whole_batches)
+        return self.train_sampler
+
+
+class PreferenceTrainer(GroupedTrainer):
+    """Trainer on soft votes; everything but sampler and loss is Hugging Face's."""
+
+    def __init__(self, *, pad_id: int, label_smoothing: float, **options: Any) -> None:
+        self._label_smoothing = label_smoothing
         super().__init__(
             data_collator=partial(collate, pad_id=pad_id),
             compute_loss_func=self._loss,
             compute_metrics=log_loss_metrics,
             **options,
         )
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
-        self.add_callback(_SetSamplerEpoch(self))
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> Any:
         losses = soft_cross_entropy(outputs["logits"], labels, self._label_smoothing)
@@ -123,17 +137,11 @@ class PreferenceTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self._load_best_model()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        data: PreferenceDataset = train_dataset if train_dataset is not None else self.train_dataset
-        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed, self._whole_batches)
-        return self.train_sampler
-
 
 class _SetSamplerEpoch(TrainerCallback):
     """Tells the sampler its epoch by the step count: data loaders lose it when they skip rows in a resumed run."""
 
-    def __init__(self, trainer: PreferenceTrainer) -> None:
+    def __init__(self, trainer: GroupedTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:

@@ -258,7 +258,7 @@ def test_one_fold_alone_is_scored_alone_and_the_table_waits_for_the_others(
     waits = [f"{name}_fold_{fold}" for name in FAMILIES for fold in (1, 2)]
     assert f"{table_path(root)}: waits for {', '.join(waits)}" in printed
     infer(root, infer_folds="1,2")
-    assert f"{table_path(root)}: valid" in capsys.readouterr().out
+    assert f"{table_path(root).name}: valid" in capsys.readouterr().out
     assert results(root) == results(scored)
 
 

@@ -88,10 +88,11 @@ def test_a_merged_copy_alone_is_enough_but_not_under_the_name_of_another_fold(me
         infer(root, infer_models="llama", infer_folds="1")
 
 
-@pytest.mark.parametrize("lora_r", [4, 0], ids=["LoRA", "full fine-tune"])
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("family", "lora_r"), [("bert", 4), ("bert", 0), ("llama", 4)], ids=["BERT LoRA", "BERT in full", "Llama LoRA"]
+)
 def test_classification_heads_say_what_plain_transformers_says(
-    lora_r: int, family: str, teachers: Path, backbones: Path, tmp_path: Path
+    family: str, lora_r: int, teachers: Path, backbones: Path, tmp_path: Path
 ) -> None:
     root = copy_of(teachers, tmp_path / "root", logits=False)
     shutil.rmtree(root / "model_save")

@@ -231,7 +231,7 @@ def test_a_table_without_its_manifest_is_refused(table: Path, rows: Rows, folds:
 
 
 def test_with_another_data_file_it_is_refused(table: Path, folds: Folds) -> None:
-    assert "other data" in refusal(table, load_labelled(EXTRA).rows, folds).problem
+    assert "do not belong together" in refusal(table, load_labelled(EXTRA).rows, folds).problem
 
 
 def test_with_another_data_file_and_folds_made_of_it_the_row_is_named(table: Path, rows: Rows, folds: Folds) -> None:

@@ -17,13 +17,13 @@ from arena_distill.models.adapters import (
     ADAPTER_WEIGHTS,
     add_lora,
     base_of_adapter,
-    check_base,
     load_adapter,
     nf4_config,
 )
 from arena_distill.models.architecture import LINEAR_MODULES
 from arena_distill.models.backbone import model_identity
 from arena_distill.models.classifier import HEAD_MODULES, load_classifier, load_tokenizer
+from arena_distill.models.merge import check_base
 from arena_distill.runtime.artifacts import write_manifest
 from arena_distill.runtime.errors import InputError
 
@@ -154,6 +154,15 @@ def test_a_base_whose_weights_have_changed_since_is_refused(backbones: Path, tmp
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="another base"):
         check_base(adapter, str(base))
+
+
+def test_an_adapter_trained_on_a_hub_name_goes_on_a_local_copy_of_that_model(backbones: Path, tmp_path: Path) -> None:
+    """A name and a directory cannot be compared; merging lets them pass as well."""
+    adapter = _saved(backbones / "llama", tmp_path / "adapter")
+    write_manifest(adapter, stage="test", settings={}, inputs={"base_model": "meta-llama/Llama-3.2-1B"}, started=0.0)
+    check_base(adapter, str(backbones / "llama"))
+    with pytest.raises(InputError, match="another base"):
+        check_base(adapter, "Qwen/Qwen2-7B")
 
 
 def test_an_adapter_that_names_no_base_is_refused(tmp_path: Path) -> None:

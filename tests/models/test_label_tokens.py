@@ -163,6 +163,24 @@ def test_the_head_is_frozen_and_keeps_the_type_of_the_weights(backbones: Path) -
     assert not any(parameter.requires_grad for parameter in model.score.parameters())
 
 
+def test_logits_of_a_bf16_model_have_more_than_eight_bits(backbones: Path, tmp_path: Path) -> None:
+    """Real models' label logits are near 20, where bfloat16 knows steps of 0.125 only; three rows cost nothing."""
+    directory = _scaled(backbones / "llama", tmp_path / "lm", tied=False)
+    model, tokenizer, _ = _loaded(directory, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.score.weight.mul_(8)
+    states: list[torch.Tensor] = []
+    model.score.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    batch = _batch(tokenizer.pad_token_id, len(tokenizer))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = model(**batch).logits
+    last = batch["attention_mask"].sum(dim=1) - 1
+    hidden = states[0][torch.arange(4), last] if states[0].ndim == 3 else states[0]
+    exact = hidden.double() @ model.score.weight.double().T
+    assert exact.abs().max() > 10
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-3)
+
+
 # Words
 
 

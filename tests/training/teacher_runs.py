@@ -72,6 +72,7 @@ def quick_step1(ut_data: Path, base: Path, output: Path) -> dict[str, object]:
         "postpre_grad_accum": 2,
         "postpre_lora_r": 4,
         "postpre_bf16": False,
+        "postpre_quant": "none",
     }
 
 
@@ -92,6 +93,7 @@ def quick_step3(train_csv: Path, base: Path, output: Path) -> dict[str, object]:
         "teacher_grad_accum": 2,
         "teacher_lora_r": 4,
         "teacher_bf16": False,
+        "teacher_quant": "none",
         "teacher_merge": "0",
     }
 

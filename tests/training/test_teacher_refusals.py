@@ -195,6 +195,28 @@ def test_what_another_stage_or_a_person_made_is_not_replaced(
     shutil.rmtree(mine)
 
 
+@pytest.mark.parametrize("kind", ["foreign", "full fine-tune"])
+def test_a_merged_copy_that_could_not_be_written_is_refused_before_the_training(
+    kind: str, settings: dict[str, object], output: Path, backbones: Path
+) -> None:
+    """Not after it: the training takes a day."""
+    place = adapter_of(output, 0).with_name("tiny_fold_0")
+    folds = {"teacher_folds": "0"}
+    if kind == "foreign":
+        place.mkdir()
+        (place / "thesis.txt").write_text("years of work")
+    else:
+        step3(**settings | folds | {"teacher_lora_r": 0, "teacher_head": "seq_cls"})
+    before = contents(place)
+    with pytest.raises(InputError, match="did not make"):
+        step3(**settings | folds | {"teacher_merge": "1"})
+    trained = adapter_of(output, 0).exists()
+    shutil.rmtree(adapter_of(output, 0), ignore_errors=True)
+    assert contents(place) == before
+    shutil.rmtree(place)
+    assert not trained, "a day of training went before"
+
+
 def test_a_second_job_on_the_same_teacher_is_refused(settings: dict[str, object], output: Path) -> None:
     with locked(adapter_of(output)):
         _refused(settings, ArenaError, "another job")

@@ -285,7 +285,7 @@ def test_four_bit_training_on_a_cpu_ends_finite_and_is_scored(
     # bitsandbytes quantizes in blocks of 64 weights of one row.
     make_tiny_model("llama", sample_texts, tmp_path / "base", TinySize(64, 1, 2, 1500, 512), seed=1)
     settings = quick_step3(small_train_csv, tmp_path / "base", tmp_path) | {"folds_json": folds}
-    step3(**settings, teacher_quant="nf4")
+    step3(**settings | {"teacher_quant": "nf4"})
     weights = load_file(adapter_of(tmp_path) / ADAPTER)
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
@@ -319,6 +319,26 @@ def test_training_logs_of_each_fold_go_to_a_directory_of_its_own(
 
 
 # Up to date, and interrupted
+
+
+def test_a_finished_teacher_is_not_trained_again_because_another_number_of_processes_looks_at_it(
+    teacher: Path,
+    backbones: Path,
+    small_train_csv: Path,
+    folds: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trained by eight GPUs and to be merged by one: that must not cost the teacher."""
+    from arena_distill.training.teacher_job import plan_teachers
+    from arena_distill.training.teacher_settings import TeacherSettings
+
+    names = quick_step3(small_train_csv, backbones / "llama", teacher) | {"folds_json": folds}
+    settings = TeacherSettings(
+        **{name: str(value) if isinstance(value, Path) else value for name, value in names.items()}
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [job.is_up_to_date() for job in plan_teachers(settings)] == [True]
 
 
 def test_a_second_run_trains_nothing_and_another_setting_trains_again(
