@@ -31,7 +31,8 @@ def check_gap(merged: Path, gap: float, dtype: str) -> None:
     if not gap <= PARITY_BOUND[dtype]:
         raise ArenaError(
             f"{merged}: the merged model's probabilities differ from the adapter's by up to {gap:.4f}, more than "
-            f"{PARITY_BOUND[dtype]} -> nothing was published; use base + adapter"
+            f"{PARITY_BOUND[dtype]} -> nothing was published; do without a merged copy (TEACHER_MERGE=0, "
+            "POSTPRE_MERGE=0)"
         )
 
 

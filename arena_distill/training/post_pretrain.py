@@ -27,7 +27,7 @@ from arena_distill.training.judge_model import JudgeModel, Recipe, check_budget,
 from arena_distill.training.packing import PackedTokens, collate_packed, pack_preferred
 from arena_distill.training.post_pretrain_job import STAGE, PostPretrainJob, base_votes
 from arena_distill.training.post_pretrain_settings import PostPretrainSettings
-from arena_distill.training.processes import is_main_process, locked_by_main, say, wait_for_all
+from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
 from arena_distill.training.resumable import save_every, sharding, train_resumably
 from arena_distill.training.trainer import GroupedTrainer, PreferenceTrainer
 
@@ -94,6 +94,7 @@ def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Ro
                 details={
                     "family": job.plan.family,
                     "base_model": job.base,
+                    "processes": process_count(),
                     "all_settings": settings.dump(),
                     "rows": counts,
                     "metrics": {

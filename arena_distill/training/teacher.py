@@ -30,7 +30,7 @@ from arena_distill.runtime.errors import InputError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.judge_model import JudgeModel, Recipe, check_budget, make_model
-from arena_distill.training.processes import is_main_process, locked_by_main, say, wait_for_all
+from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
 from arena_distill.training.resumable import save_every, sharding, train_resumably
 from arena_distill.training.teacher_job import STAGE, TeacherJob
 from arena_distill.training.teacher_settings import TeacherSettings
@@ -104,6 +104,7 @@ def train_teacher(settings: TeacherSettings, job: TeacherJob, data: TeacherData)
                     "fold": job.fold,
                     "base_model": job.base,
                     "base_bits": _recipe(settings).base_bits,
+                    "processes": process_count(),
                     "all_settings": settings.dump(),
                     "files": [loaded.summary.as_dict() for loaded in (data.base, *data.extras)],
                     "rows": {

@@ -72,7 +72,7 @@ def _verify(settings: TeacherSettings, job: TeacherJob, rows: Rows, merged: Path
     rows = rows.slice(0, PARITY_ROWS)
     of_adapter, of_copy = (_probabilities(path, rows, settings, dtype) for path in (job.final, merged))
     gap = float(np.abs(of_adapter - of_copy).max())
-    check_gap(merged, gap, dtype)
+    check_gap(job.merged or merged, gap, dtype)
     manifest = read_manifest(job.final) or {}
     return {
         "family": job.name,

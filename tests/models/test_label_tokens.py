@@ -187,19 +187,19 @@ def test_logits_of_a_bf16_model_have_more_than_eight_bits(backbones: Path, tmp_p
 @pytest.mark.parametrize(("words", "culprit"), [(("Answer one", "B", "C"), "Answer one"), (("A", "B", "tie!?"), "tie")])
 def test_a_word_of_several_tokens_is_refused_by_name(words: tuple[str, ...], culprit: str, backbones: Path) -> None:
     tokenizer = load_tokenizer(str(backbones / "llama"))
-    with pytest.raises(InputError, match=f"'{culprit}.*tokens.*label-words"):
+    with pytest.raises(InputError, match=f"'{culprit}.*tokens.*LABEL_WORDS"):
         LabelTokens.of_tokenizer(tokenizer, words)
 
 
 def test_an_unknown_word_is_refused_by_name(backbones: Path) -> None:
     tokenizer = load_tokenizer(str(backbones / "bert"))
-    with pytest.raises(InputError, match=r"'☃' for tie.*unknown.*label-words"):
+    with pytest.raises(InputError, match=r"'☃' for tie.*unknown.*LABEL_WORDS"):
         LabelTokens.of_tokenizer(tokenizer, ("A", "B", "☃"))
 
 
 def test_words_that_share_a_token_are_refused_by_name_and_setting(backbones: Path) -> None:
     tokenizer = load_tokenizer(str(backbones / "bert"))  # reads everything in lower case
-    with pytest.raises(InputError, match=r"A, a, b share a token.*label-words"):
+    with pytest.raises(InputError, match=r"A, a, b share a token.*LABEL_WORDS"):
         LabelTokens.of_tokenizer(tokenizer, ("A", "a", "b"))
 
 

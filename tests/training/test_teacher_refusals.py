@@ -127,11 +127,11 @@ def test_an_encoder_cannot_judge_by_label_tokens(settings: dict[str, object], ba
 
 def test_a_word_of_several_tokens_is_refused_with_the_setting(settings: dict[str, object]) -> None:
     wrong = settings | {"teacher_label_words": "A,B,neither is better"}
-    _refused(wrong, InputError, "'neither is better'.*teacher-label-words")
+    _refused(wrong, InputError, "'neither is better'.*TEACHER_LABEL_WORDS")
 
 
 def test_a_length_too_short_for_the_question_is_refused(settings: dict[str, object]) -> None:
-    _refused(settings | {"teacher_maxlen": 16}, SettingsError, "TEACHER_MAXLEN.*16 tokens is too small")
+    _refused(settings | {"teacher_maxlen": 16}, SettingsError, "TEACHER_MAXLEN.*16 tokens are too few")
 
 
 # Settings
