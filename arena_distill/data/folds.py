@@ -147,7 +147,7 @@ def load_folds(path: Path) -> Folds:
         DataError: it is missing, broken or of another schema version.
     """
     if not path.is_file():
-        raise DataError("no such folds file", file=path, hint="make the folds first")
+        raise DataError("no such folds file", file=path, hint="make the folds first: step2_make_folds.sh")
     try:
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if document["schema_version"] != FOLDS_SCHEMA_VERSION:

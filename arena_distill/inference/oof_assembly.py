@@ -172,15 +172,12 @@ def _extra_rows(settings: OofSettings, complete: dict[str, list[FoldLogits | Non
     """The extra rows that the teachers learned from, so that the baselines learn from them too."""
     if not settings.infer_baselines:
         return []
-    paths = settings.extra_paths
-    if not settings.extra_data:
-        first = next(part for parts in complete.values() for part in parts if part is not None)
-        recorded = [Path(part.strip()) for part in first.manifest["extra_data"].split(",")]
-        paths = [path for path in recorded if str(path) not in (".", "none")]
-        if missing := [str(path) for path in paths if not path.is_file()]:
-            print(f"note: {', '.join(missing)} not found, so the baselines learn from the base rows alone")
-            return []
-    return [load_labelled(path).rows for path in paths]
+    first = next(part for parts in complete.values() for part in parts if part is not None)
+    recorded = settings.model_copy(update={"extra_data": first.manifest["extra_data"]})
+    if missing := [str(path) for path in recorded.extra_paths if not path.is_file()]:
+        print(f"note: {', '.join(missing)} not found, so the baselines learn from the base rows alone")
+        return []
+    return [load_labelled(path).rows for path in recorded.extra_paths]
 
 
 def _write_manifest(

@@ -15,6 +15,8 @@ from arena_distill.runtime.job import Job
 from arena_distill.runtime.stages import ENSEMBLE, INFER_TEACHER_LOGITS, TRAIN_TEACHERS
 
 STAGE = INFER_TEACHER_LOGITS.name
+_RECIPE, _RECIPE_PREFIX = ("seed", "extra_data"), "teacher_"
+_NO_RECIPE = ("teacher_folds", "teacher_merge", "teacher_eval_tokens", "teacher_num_workers", "teacher_save_steps")
 LOGITS, PROBABILITIES, LAST_TOKEN, ROWS = "teacher_logits", "teacher_probs", "teacher_lasttok", "rows.parquet"
 
 
@@ -28,6 +30,7 @@ class OofJob(Job):
     bf16: bool  # compute as in training
     max_length: int
     extra_data: str  # files that it was trained on too, for the baselines
+    recipe: dict[str, Any]  # settings that all folds of a family should share
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,18 @@ def plan_oof(settings: OofSettings) -> OofPlan:
     if not families:
         raise InputError(f"{settings.model_save}: no teachers there (NAME_fold_K or NAME_fold_K_lora) -> run step 3")
     jobs = [_job(settings, name, fold, inputs) for name in families for fold in settings.wanted_folds]
+    for name in families:
+        _note_mixed_recipes([job for job in jobs if job.name == name])
     return OofPlan(train_file, inputs, jobs, families)
+
+
+def _note_mixed_recipes(jobs: list[OofJob]) -> None:
+    """Say so if the teachers of one family were not trained alike; their labels would differ by more than the fold."""
+    for job in jobs[1:]:
+        recipe, first = job.recipe, jobs[0].recipe
+        if other := [name for name in sorted(recipe.keys() & first.keys()) if recipe[name] != first[name]]:
+            changes = ", ".join(f"{name} {first[name]} and {recipe[name]}" for name in other)
+            print(f"note: folds {jobs[0].fold} and {job.fold} of {job.name} were trained differently: {changes}")
 
 
 def find_families(model_save: Path) -> list[str]:
@@ -114,6 +128,8 @@ def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) ->
         bf16=bool(trained["teacher_bf16"]),
         max_length=max_length,
         extra_data=str(trained["extra_data"]),
+        recipe={key: value for key, value in trained.items() if key in _RECIPE or key.startswith(_RECIPE_PREFIX)}
+        | dict.fromkeys(_NO_RECIPE),
     )
 
 

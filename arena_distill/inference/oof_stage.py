@@ -7,9 +7,7 @@ from pathlib import Path
 
 from arena_distill.data.folds import Folds, load_folds
 from arena_distill.data.loading import load_labelled
-from arena_distill.data.reading import open_raw
 from arena_distill.data.records import Rows
-from arena_distill.data.summary import LoadSummary
 from arena_distill.inference.oof_assembly import make_table, truth_file
 from arena_distill.inference.oof_job import STAGE, OofJob, OofPlan, plan_oof
 from arena_distill.inference.oof_settings import OofSettings
@@ -54,9 +52,6 @@ def _check_before_hours_of_work(settings: OofSettings, plan: OofPlan) -> None:
     recorded = read_manifest_file(manifest_path(table)) if table.exists() else None
     if table.exists() and (recorded is None or recorded["stage"] != STAGE):
         raise InputError(f"{table}: holds something that {STAGE} did not make -> choose another INFER_OOF_TABLE")
-    if settings.infer_baselines:
-        for path in settings.extra_paths:
-            open_raw(path, LoadSummary(str(path)))
     if settings.truth_parquet and not truth_file(settings, plan.train_file).is_file():
         raise InputError(f"{settings.truth_parquet}: no such file -> correct TRUTH_PARQUET or leave it out")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arena_distill.runtime.artifacts import fingerprint, is_up_to_date, partial_directory
+from arena_distill.runtime.artifacts import fingerprint, is_up_to_date, partial_directory, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,21 @@ class Job:
     def is_up_to_date(self) -> bool:
         """Whether the finished output was made with these settings and inputs."""
         return is_up_to_date(self.final, self.fingerprint)
+
+    def replaces(self) -> str | None:
+        """What a finished output of other settings or inputs, which this job will replace, was made with; or None."""
+        manifest = read_manifest(self.final)
+        if manifest is None or manifest["fingerprint"] == self.fingerprint:
+            return None
+        old, new = manifest["settings"], self.settings
+        changed = [
+            f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        before, now = manifest["inputs"], self.inputs
+        changed += [f"other {name}" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        return ", ".join(changed) or "another version"
 
     @property
     def partial(self) -> Path:

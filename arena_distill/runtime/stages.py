@@ -8,7 +8,7 @@ from typing import Literal
 ENSEMBLE = "ensemble"
 """Name of the mean over all teachers in step 4's table, and so of no teacher."""
 
-FanOut = Literal["family", "fold", "shard"]
+FanOut = Literal["fold", "shard"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ POST_PRETRAIN = Stage(
     worker="scripts/post_pretrain.py",
     reads=("data/ultrafeedback.csv",),
     writes=("model_save/post_pretrain_{llama,qwen,gemma}_lora", "model_save/post_pretrain_{llama,qwen,gemma}"),
-    fans_out=("family",),
     memory_gb=160,
     hours=24,
     disk_gb=300,
@@ -60,7 +59,7 @@ TRAIN_TEACHERS = Stage(
     reads=("data/train.csv", "EXTRA_DATA", "data/processed_data/folds_5_seed42.json", "model_save/post_pretrain_*"),
     writes=("model_save/NAME_fold_K_lora", "model_save/NAME_fold_K"),
     depends_on=("step1_post_pretrain", "step2_make_folds"),
-    fans_out=("family", "fold"),
+    fans_out=("fold",),
     memory_gb=160,
     hours=24,
     disk_gb=60,

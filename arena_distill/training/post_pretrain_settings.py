@@ -73,7 +73,7 @@ class PostPretrainSettings(RunSettings):
     )
     postpre_bf16: bool = Field(True, description="compute in bfloat16; frozen base weights too")
     postpre_gradient_checkpointing: bool = Field(True, description="less memory, about 30 percent more time")
-    postpre_fsdp: bool = Field(True, description="with several GPUs (torchrun), shard the weights over them")
+    postpre_fsdp: bool = Field(True, description="several GPUs (torchrun) share 16-bit weights; 4-bit ones are copied")
     postpre_save_steps: int = Field(0, ge=0, description="checkpoint every this many steps; 0: 20 times a run")
     postpre_merge: bool = Field(True, description="also write base + adapter as one model, which step 3 starts from")
     report_to: Annotated[str, AfterValidator(trackers)] = Field(

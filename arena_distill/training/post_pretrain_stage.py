@@ -22,7 +22,7 @@ def post_pretrain_all(settings: PostPretrainSettings) -> None:
     """
     bases = {plan.family: plan.base for plan in settings.plans}
     if settings.auto_downgrade:
-        bases = _choose(settings)
+        bases |= _choose(settings, [plan for plan in settings.plans if settings.force or not _is_there(settings, plan)])
     jobs = [plan_post_pretraining(settings, plan, bases[plan.family]) for plan in settings.plans]
     waiting = [job for job in jobs if settings.force or not job.is_up_to_date()]
     if waiting:
@@ -44,6 +44,8 @@ def _train(settings: PostPretrainSettings, jobs: list[PostPretrainJob]) -> None:
     rows, counts = load_rows(settings)
     try:
         for job in jobs:
+            if old := job.replaces():
+                say(f"note: {job.final} is there already and will be replaced ({old})")
             post_pretrain(settings, job, rows, counts)
             free_memory()
     except KeyboardInterrupt:
@@ -65,13 +67,18 @@ def _merge(settings: PostPretrainSettings, job: PostPretrainJob, trained: bool) 
     print(f"{job.plan.merged}: {report.summary()}")
 
 
-def _choose(settings: PostPretrainSettings) -> dict[str, str]:
+def _is_there(settings: PostPretrainSettings, plan: FamilyPlan) -> bool:
+    """Whether the model of the base asked for is finished: a smaller machine must not replace it by a lesser one."""
+    return plan_post_pretraining(settings, plan, plan.base).is_up_to_date()
+
+
+def _choose(settings: PostPretrainSettings, plans: list[FamilyPlan]) -> dict[str, str]:
     """The base of each family, chosen by the main process before any weights are loaded."""
-    chosen = {}
-    if is_main_process():
+    chosen: dict[str, str] = {}
+    if is_main_process() and plans:
         available, source = _free_memory()
         print(f"AUTO_DOWNGRADE: {available / 1e9:.1f} GB are free for training on {source}")
-        for plan in settings.plans:
+        for plan in plans:
             chosen[plan.family] = _choose_one(settings, plan, available, source)
     return same_for_all(chosen)
 

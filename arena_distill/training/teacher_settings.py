@@ -67,7 +67,7 @@ class TeacherSettings(FoldedSettings):
     teacher_bf16: bool = Field(True, description="compute in bfloat16; frozen base weights too")
     teacher_gradient_checkpointing: bool = Field(True, description="less memory, about 30 percent more time")
     teacher_swap_augment: bool = Field(False, description="train on both orders of every pair, at twice the time")
-    teacher_fsdp: bool = Field(True, description="with several GPUs (torchrun), shard the weights over them")
+    teacher_fsdp: bool = Field(True, description="several GPUs (torchrun) share 16-bit weights; 4-bit ones are copied")
     teacher_save_steps: int = Field(0, ge=0, description="checkpoint every this many steps; 0: 20 times a run")
     teacher_merge: Literal["auto", "1", "0"] = Field(
         "auto", description="also write base + adapter as one model; auto: if all folds take a quarter of the free disk"

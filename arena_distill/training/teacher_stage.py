@@ -42,6 +42,9 @@ def _train(settings: TeacherSettings, jobs: list[TeacherJob]) -> None:
         say(loaded.summary)
     try:
         for job in jobs:
+            say(f"{job.final}: fold {job.fold} of {job.name}")
+            if old := job.replaces():
+                say(f"note: replaces the one that is there ({old})")
             train_teacher(settings, job, data)
             free_memory()
     except KeyboardInterrupt:
