@@ -18,8 +18,11 @@ for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DI
 done
 source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
-if [ -n "${INFER_TRAIN_SHARDS:-}" ]; then
+# An array task does its part of every fold if there are shards, else its own fold.
+if [ -n "$(setting INFER_TRAIN_SHARDS)" ]; then
   export INFER_TRAIN_SHARD_ID=${INFER_TRAIN_SHARD_ID:-${SLURM_ARRAY_TASK_ID:-}}
+else
+  export INFER_FOLDS=${INFER_FOLDS:-${SLURM_ARRAY_TASK_ID:-}}
 fi
-log "score held-out rows${INFER_TRAIN_SHARD_ID:+, part $INFER_TRAIN_SHARD_ID of $INFER_TRAIN_SHARDS}"
+log "score held-out rows${INFER_TRAIN_SHARD_ID:+, part $INFER_TRAIN_SHARD_ID}${INFER_FOLDS:+, folds $INFER_FOLDS}"
 python scripts/infer_teachers.py "$@"

@@ -133,6 +133,15 @@ class TextFormat:
         """Smallest length limit at which every text can be represented."""
         return self.overhead + ANSWER_FLOOR * 2
 
+    def check_limit(self, max_length: int, setting: str) -> None:
+        """Refuse a length limit that leaves no room for the texts.
+
+        Raises:
+            SettingsError: names the setting.
+        """
+        if max_length < self.shortest_budget:
+            raise SettingsError(f"{setting}: {max_length} tokens are too few -> use {self.shortest_budget} or more")
+
     def allocate(self, lengths: np.ndarray, max_length: int) -> np.ndarray:
         """Share the budget out among the three texts.
 

@@ -44,6 +44,7 @@ class Work:
         rows = base_rows.filter(pa.array(folds.fold == job.fold))
         views = [View(job.max_length, swap) for swap in ((False, True) if settings.infer_swap else (False,))]
         tokenizer, layout = load_tokenizer(str(job.model)), TextFormat.load(job.model)
+        layout.check_limit(job.max_length, "--infer-max-seq-len (or INFER_MAX_SEQ_LEN)")
         sequences, number = assemble(tokenize_rows(rows, tokenizer), layout, views)
         batches = token_budget_batches(sequences.ids.lengths, settings.infer_batch_tokens)
         return cls(rows, sequences, number, views, batches)

@@ -28,7 +28,7 @@ from arena_distill.runtime.artifacts import (
     sha256_file,
     write_manifest,
 )
-from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.errors import DataError, InputError
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,12 @@ def report_table(
     entries |= {name: family.probabilities for name, family in families.items()}
     truth = truth_file(settings, train_file)
     if truth.is_file():
-        entries[TRUTH_NAME] = read_truth(truth, rows["id"].to_pylist())
+        try:
+            entries[TRUTH_NAME] = read_truth(truth, rows["id"].to_pylist())
+        except DataError as error:
+            if settings.truth_parquet:
+                raise
+            print(f"note: no Bayes line, {error.file} is of other rows: {error.problem}")
     scores = scoreboard(entries, targets(rows))
     print(format_table(scores, "Out-of-fold rows, each judged by models that never saw it"))
     return {name: score.as_dict() for name, score in scores}
@@ -132,6 +137,7 @@ def _family_names(settings: OofSettings, plan: OofPlan) -> list[str]:
 def _fold_logits(settings: OofSettings, plan: OofPlan, folds: Folds, name: str) -> list[FoldLogits | None]:
     """By fold: its logits, or None where they are missing or were made of other data, settings or teachers."""
     wanted = {job.final: job.fingerprint for job in plan.jobs}
+    alike = next((_shared(job.settings) for job in plan.jobs if job.name == name), None)
     out: list[FoldLogits | None] = []
     for fold in range(folds.n_folds):
         path = settings.logits_dir / f"{name}_fold_{fold}"
@@ -141,11 +147,17 @@ def _fold_logits(settings: OofSettings, plan: OofPlan, folds: Folds, name: str) 
             teacher = current_teacher(settings, name, fold)  # gone: what it said still counts
             same_teacher = teacher in (None, manifest["inputs"]["teacher"])
             as_wanted = wanted.get(path, manifest["fingerprint"]) == manifest["fingerprint"]
-            if same_data and same_teacher and as_wanted:
+            alike = alike or _shared(manifest["settings"])
+            if same_data and same_teacher and as_wanted and _shared(manifest["settings"]) == alike:
                 out.append(FoldLogits(path, manifest))
                 continue
         out.append(None)
     return out
+
+
+def _shared(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of step 4 that all folds of a family must share."""
+    return {name: settings.get(name) for name in ("max_length", "swap")}
 
 
 def _family(parts: list[FoldLogits | None], folds: Folds) -> OofFamily:

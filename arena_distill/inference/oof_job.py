@@ -90,7 +90,9 @@ def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) ->
     model = _teacher_directory(settings, name, fold)
     if model is None:
         train = f"TEACHER_FOLDS={fold} bash {TRAIN_TEACHERS.script}"
-        raise InputError(f"{adapter}: fold {fold} of {name} is missing -> train it: {train}")
+        raise InputError(
+            f"{adapter}: fold {fold} of {name} is missing -> train it ({train}), or name the finished in INFER_MODELS"
+        )
     record = _teacher_record(model)
     if record is None or record["family"] != name:
         raise InputError(f"{model}: not a finished teacher -> train it again (TEACHER_FOLDS={fold})")
@@ -103,6 +105,11 @@ def _job(settings: OofSettings, name: str, fold: int, inputs: dict[str, str]) ->
         raise InputError(
             f"{model}: was trained with other folds than {settings.folds_path} -> it may have seen the rows that it "
             "would score; train it again, or give the folds that it was trained with"
+        )
+    if record["train_csv"] != inputs["train_csv"]:
+        raise InputError(
+            f"{model}: was trained on other votes than those of the data file now -> train it again, or give the file "
+            "that it was trained on (TRAIN_CSV)"
         )
     _refuse_stale_copy(model, adapter, record)
     _require_whole(model)
@@ -155,7 +162,8 @@ def _teacher_record(model: Path) -> dict[str, Any] | None:
         return None
     if manifest["stage"] == TRAIN_TEACHERS.name:
         weights = fingerprint({}, manifest["outputs"])
-        return {"base_bits": "none", **manifest, "folds_json": manifest["inputs"]["folds_json"], "weights": weights}
+        inputs = {name: manifest["inputs"][name] for name in ("folds_json", "train_csv")}
+        return {"base_bits": "none", **manifest, **inputs, "weights": weights}
     if "family" in (manifest.get("verified") or {}):  # a merged copy: the same teacher, in 16 bits or more
         return {**manifest["verified"], "weights": manifest["verified"]["adapter_outputs"], "base_bits": "none"}
     return None

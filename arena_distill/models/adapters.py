@@ -61,11 +61,15 @@ def base_of_adapter(directory: Path) -> str:
     """
     path = directory / ADAPTER_CONFIG
     try:
-        return str(json.loads(path.read_text("utf-8"))["base_model_name_or_path"])
+        base = str(json.loads(path.read_text("utf-8"))["base_model_name_or_path"])
     except FileNotFoundError as error:
         raise InputError(f"{path}: no adapter there -> train the teacher of this fold first (step 3)") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: broken ({error!r}) -> train the adapter again") from error
+    beside = directory.parent / Path(base).name
+    if Path(base).is_absolute() and not Path(base).exists() and (beside / "config.json").is_file():
+        return str(beside)  # the whole run was moved; that it is the same base is checked by its identity
+    return base
 
 
 def load_adapter(model: torch.nn.Module, directory: Path) -> torch.nn.Module:

@@ -208,7 +208,13 @@ def partial_directory(final: Path, tag: str = "") -> Path:
 
     ``tag`` keeps apart what runs with different settings leave behind.
     """
+    final = _real(final)
     return final.parent / f".{final.name}.partial{'-' if tag else ''}{tag}"
+
+
+def _real(final: Path) -> Path:
+    """Where the output itself is: a user may have put a link to a larger disk in its place."""
+    return final.resolve() if final.is_symlink() else final
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -216,6 +222,7 @@ def publish(partial: Path, final: Path) -> None:
     for file in partial.rglob("*"):  # safetensors makes its files readable by the owner alone
         if file.is_file():
             file.chmod(0o666 & ~_umask())
+    final = _real(final)
     old = final.parent / f".{final.name}.replaced"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -231,6 +238,7 @@ def publish(partial: Path, final: Path) -> None:
 
 def recover(final: Path) -> None:
     """Undo a ``publish`` that was killed between its two renames."""
+    final = _real(final)
     old = final.parent / f".{final.name}.replaced"
     if old.is_dir() and not final.exists():
         old.rename(final)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydantic_settings import (
 )
 
 from arena_distill.runtime.errors import SECRET_VARIABLES, SettingsError
+from arena_distill.runtime.stages import SCRIPT_VARIABLES, SETTINGS_CLASSES
 
 PROFILE_VARIABLE = "PROFILE"
 PROFILE_DIRECTORY = Path(__file__).resolve().parents[2] / "conf" / "profiles"
@@ -84,6 +86,7 @@ def parse_settings(cls: type[Settings], argv: Iterable[str], *, program: str, de
     _refuse_unknown_variables(cls, os.environ, "environment")
     if profile := _profile_file():
         _refuse_unknown_variables(cls, _profile_entries(profile), str(profile))
+        _refuse_unknown_entries(cls, _profile_entries(profile), profile)
     parser = _Parser(prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     try:
         source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
@@ -156,6 +159,17 @@ def _refuse_unknown_variables(cls: type[StageSettings], variables: Iterable[str]
     for variable in sorted(variables):
         if variable.upper().startswith(cls.owned_prefixes) and variable.upper() not in known:
             raise SettingsError(f"unknown variable {variable} in the {where}{_nearest(variable.upper(), known)}")
+
+
+def _refuse_unknown_entries(cls: type[StageSettings], entries: Iterable[str], profile: Path) -> None:
+    """A profile serves all stages: a line that none of them reads is a misspelling, and better found now than then."""
+    known = {*SCRIPT_VARIABLES, *(field.upper() for field in cls.model_fields)}
+    for name in SETTINGS_CLASSES:
+        module, _, other = name.partition(":")
+        known |= {field.upper() for field in getattr(importlib.import_module(module), other).model_fields}
+    for entry in entries:
+        if entry.upper() not in known:
+            raise SettingsError(f"unknown variable {entry} in {profile}{_nearest(entry.upper(), known)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

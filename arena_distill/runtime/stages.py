@@ -8,6 +8,20 @@ from typing import Literal
 ENSEMBLE = "ensemble"
 """Name of the mean over all teachers in step 4's table, and so of no teacher."""
 
+RESERVED_NAMES = (ENSEMBLE, "length", "TF-IDF")
+"""Lines of step 4's score table that no teacher may be called."""
+
+SETTINGS_CLASSES = (
+    "arena_distill.training.post_pretrain_settings:PostPretrainSettings",
+    "arena_distill.data.fold_settings:FoldSettings",
+    "arena_distill.training.teacher_settings:TeacherSettings",
+    "arena_distill.inference.oof_settings:OofSettings",
+    "arena_distill.training.student_settings:StudentSettings",
+)
+"""Everything that a profile may set, by module and class, and below what the scripts read themselves."""
+
+SCRIPT_VARIABLES = ("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE")
+
 FanOut = Literal["fold", "shard"]
 
 

@@ -20,7 +20,7 @@ from arena_distill.models.classifier import (
     token_types,
 )
 from arena_distill.models.label_tokens import LabelTokens, load_label_token_classifier
-from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.runtime.errors import InputError
 from arena_distill.training.processes import local_rank, process_count, say
 
 
@@ -125,13 +125,3 @@ def _load_once_for_all() -> None:
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     enable_fsdp_ram_efficient_loading()
     PartialState()
-
-
-def check_budget(layout: TextFormat, max_length: int, setting: str) -> None:
-    """Refuse a length limit that leaves no room for the texts.
-
-    Raises:
-        SettingsError: names the setting.
-    """
-    if max_length < layout.shortest_budget:
-        raise SettingsError(f"{setting}: {max_length} tokens are too few -> use {layout.shortest_budget} or more")

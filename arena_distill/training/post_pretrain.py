@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from transformers import Trainer, TrainingArguments, set_seed
 
-from arena_distill.data.loading import load_labelled, load_texts
+from arena_distill.data.identity import rows_sha256
+from arena_distill.data.loading import load_labelled
 from arena_distill.data.merging import merge, shares_prompt
 from arena_distill.data.records import Rows
 from arena_distill.models.classifier import check_lengths
@@ -23,16 +25,16 @@ from arena_distill.runtime.artifacts import publish, write_atomically, write_man
 from arena_distill.runtime.errors import DataError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
-from arena_distill.training.judge_model import JudgeModel, Recipe, check_budget, make_model
+from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
 from arena_distill.training.packing import PackedTokens, collate_packed, pack_preferred
-from arena_distill.training.post_pretrain_job import STAGE, PostPretrainJob, base_votes
+from arena_distill.training.post_pretrain_job import BASE_ROWS, STAGE, PostPretrainJob, base_votes
 from arena_distill.training.post_pretrain_settings import PostPretrainSettings
 from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
 from arena_distill.training.resumable import save_every, sharding, train_resumably
 from arena_distill.training.trainer import GroupedTrainer, PreferenceTrainer
 
 
-def load_rows(settings: PostPretrainSettings) -> tuple[Rows, dict[str, int]]:
+def load_rows(settings: PostPretrainSettings) -> tuple[Rows, dict[str, Any]]:
     """Rows to train on, and how many were left out for what reason.
 
     Raises:
@@ -42,14 +44,16 @@ def load_rows(settings: PostPretrainSettings) -> tuple[Rows, dict[str, int]]:
     for file in loaded:
         say(file.summary)
     rows = merge(loaded[0].rows.slice(0, 0), [file.rows for file in loaded])
-    counts = {"read": len(rows), "prompt_in_base_file": 0}
+    counts: dict[str, Any] = {"read": len(rows), "prompt_in_base_file": 0, BASE_ROWS: None}
     if (votes := base_votes(settings)) is not None:
-        shared = shares_prompt(rows, load_texts(votes))
+        base = load_labelled(votes).rows
+        shared = shares_prompt(rows, base)
+        counts[BASE_ROWS] = rows_sha256(base)
         counts["prompt_in_base_file"] = int(shared.sum())
         rows = rows.filter(pa.array(~shared))
         say(f"left out {counts['prompt_in_base_file']:,} rows whose prompt stands in {votes}: teachers hold it out")
     else:
-        say("note: no base file found (TRAIN_CSV), so no prompt of it could be left out")
+        say("note: no base file found (TRAIN_CSV), so no prompt of it was left out; step 3 will not take this model")
     size = settings.postpre_subset_size
     if size and size < len(rows):
         rows = rows.take(np.sort(np.random.default_rng(settings.seed).choice(len(rows), size, replace=False)))
@@ -58,7 +62,7 @@ def load_rows(settings: PostPretrainSettings) -> tuple[Rows, dict[str, int]]:
     return rows, counts | {"used": len(rows)}
 
 
-def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Rows, counts: dict[str, int]) -> None:
+def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Rows, counts: dict[str, Any]) -> None:
     """Train the adapter of one family; its directory appears whole, with ``manifest.json``.
 
     Raises:
@@ -71,7 +75,7 @@ def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Ro
             job.work.mkdir(parents=True, exist_ok=True)
         set_seed(settings.seed)
         judge = make_model(job.base, job.tokenizer, _recipe(settings), settings.postpre_fsdp)
-        check_budget(judge.layout, settings.postpre_maxlen, "--postpre-maxlen (or POSTPRE_MAXLEN)")
+        judge.layout.check_limit(settings.postpre_maxlen, "--postpre-maxlen (or POSTPRE_MAXLEN)")
         check_lengths(judge.model, [settings.postpre_maxlen], "--postpre-maxlen (or POSTPRE_MAXLEN)")
         trainer = _preference(settings, job, judge, rows) if judge.labels else _language(settings, job, judge, rows)
         train_resumably(trainer, job.work, str(job.final))

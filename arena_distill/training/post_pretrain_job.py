@@ -17,6 +17,7 @@ from arena_distill.runtime.stages import POST_PRETRAIN
 from arena_distill.training.post_pretrain_settings import FamilyPlan, PostPretrainSettings
 
 STAGE = POST_PRETRAIN.name
+BASE_ROWS = "left_out_prompts_of"  # in the manifest: rows_sha256 of the base file whose prompts were left out
 
 # What these settings say does not change the weights; files count by their content.
 _WITHOUT_EFFECT = {

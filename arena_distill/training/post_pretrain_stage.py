@@ -8,8 +8,9 @@ from pathlib import Path
 
 from arena_distill.models.architecture import LADDERS
 from arena_distill.models.memory import TrainingShape, choose_base
+from arena_distill.runtime.artifacts import fingerprint, read_manifest
 from arena_distill.runtime.errors import SettingsError
-from arena_distill.training.post_pretrain_job import PostPretrainJob, plan_post_pretraining
+from arena_distill.training.post_pretrain_job import BASE_ROWS, STAGE, PostPretrainJob, plan_post_pretraining
 from arena_distill.training.post_pretrain_settings import FamilyPlan, PostPretrainSettings
 from arena_distill.training.processes import free_memory, is_main_process, process_count, same_for_all, say
 
@@ -59,7 +60,12 @@ def _merge(settings: PostPretrainSettings, job: PostPretrainJob, trained: bool) 
     def verify(merged: Path) -> dict[str, object]:
         from arena_distill.training.merge_parity import language_model_parity
 
-        return language_model_parity(job.base, job.final, merged, settings.postpre_bf16)
+        manifest = read_manifest(job.final) or {}
+        made_of = {
+            BASE_ROWS: manifest["rows"][BASE_ROWS],
+            "adapter_outputs": fingerprint({}, manifest["outputs"]),
+        }
+        return language_model_parity(job.base, job.final, merged, settings.postpre_bf16) | {STAGE: made_of}
 
     assert job.plan.merged is not None
     again = settings.force and trained
@@ -68,8 +74,9 @@ def _merge(settings: PostPretrainSettings, job: PostPretrainJob, trained: bool) 
 
 
 def _is_there(settings: PostPretrainSettings, plan: FamilyPlan) -> bool:
-    """Whether the model of the base asked for is finished: a smaller machine must not replace it by a lesser one."""
-    return plan_post_pretraining(settings, plan, plan.base).is_up_to_date()
+    """Whether the base asked for is trained or begun: a smaller machine must not replace it by a lesser one."""
+    job = plan_post_pretraining(settings, plan, plan.base)
+    return job.is_up_to_date() or job.partial.is_dir()
 
 
 def _choose(settings: PostPretrainSettings, plans: list[FamilyPlan]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from arena_distill.runtime.artifacts import publish, write_atomically, write_man
 from arena_distill.runtime.errors import InputError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
-from arena_distill.training.judge_model import JudgeModel, Recipe, check_budget, make_model
+from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
 from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
 from arena_distill.training.resumable import save_every, sharding, train_resumably
 from arena_distill.training.teacher_job import STAGE, TeacherJob
@@ -133,7 +133,7 @@ def _fit(settings: TeacherSettings, job: TeacherJob, train: Rows) -> tuple[Prefe
         chosen = np.random.default_rng(settings.seed).choice(len(train), settings.teacher_subset_size, replace=False)
         train = train.take(np.sort(chosen))
     teacher = make_model(job.base, job.base, _recipe(settings), settings.teacher_fsdp)
-    check_budget(teacher.layout, settings.teacher_maxlen, "--teacher-maxlen (or TEACHER_MAXLEN)")
+    teacher.layout.check_limit(settings.teacher_maxlen, "--teacher-maxlen (or TEACHER_MAXLEN)")
     check_lengths(teacher.model, [settings.teacher_maxlen], "--teacher-maxlen (or TEACHER_MAXLEN)")
     dataset = make_dataset(
         train, teacher.tokenizer, teacher.layout, settings.teacher_maxlen, settings.teacher_swap_augment

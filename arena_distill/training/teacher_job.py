@@ -14,6 +14,7 @@ from arena_distill.runtime.artifacts import recover, require_replaceable, sha256
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.job import Job
 from arena_distill.runtime.stages import TRAIN_TEACHERS
+from arena_distill.training.clean_base import require_clean_base
 from arena_distill.training.teacher_settings import TeacherSettings
 
 STAGE = TRAIN_TEACHERS.name
@@ -62,6 +63,7 @@ def plan_teachers(settings: TeacherSettings) -> list[TeacherJob]:
         if not Path(given).is_dir() and Path(given) == settings.default_base(setting):
             raise InputError(f"{given}: no base model for {name} -> run step 1, or give one in {setting}")
         base = check_backbone(given, setting)
+        require_clean_base(base, folds, setting)
         identity = model_identity(base)
         for fold in settings.fold_numbers:
             adapter, merged = settings.adapter_dir(name, fold), settings.merged_dir(name, fold)

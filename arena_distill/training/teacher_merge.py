@@ -29,6 +29,8 @@ def wants_merged(settings: TeacherSettings, jobs: Sequence[TeacherJob]) -> tuple
     """Whether to write merged copies, and why."""
     if settings.teacher_merge != "auto":
         return settings.teacher_merge == "1", f"TEACHER_MERGE={settings.teacher_merge}"
+    if any((read_manifest(job.final) or {}).get("base_bits") == "nf4" for job in jobs):
+        return False, "TEACHER_MERGE=auto: trained on a 4-bit base, which a merged copy would not judge like"
     if all(job.merged is None or (job.merged / "config.json").is_file() for job in jobs):
         return True, "TEACHER_MERGE=auto: merged copies are there already"
     # Every fold, whichever this job trains: the tasks of an array share one disk.
@@ -78,6 +80,7 @@ def _verify(settings: TeacherSettings, job: TeacherJob, rows: Rows, merged: Path
         "family": job.name,
         "fold": job.fold,
         "folds_json": manifest["inputs"]["folds_json"],
+        "train_csv": manifest["inputs"]["train_csv"],
         "all_settings": manifest["all_settings"],
         "adapter_outputs": fingerprint({}, manifest["outputs"]),
         "parity": {"rows": len(rows), "largest_probability_gap": gap, "dtype": dtype},

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from arena_distill.data.fold_numbers import fold_numbers, folds_list
 from arena_distill.runtime.run_settings import FoldedSettings
-from arena_distill.runtime.stages import ENSEMBLE
+from arena_distill.runtime.stages import RESERVED_NAMES
 from arena_distill.training.student_settings import trackers
 
 
@@ -87,8 +87,8 @@ class TeacherSettings(FoldedSettings):
             raise ValueError("TEACHER_LORA_R=0 (full fine-tune) cannot train 4-bit weights: set TEACHER_QUANT=none")
         if self.skip_llama and self.skip_qwen and self.skip_gemma:
             raise ValueError("SKIP_LLAMA, SKIP_QWEN and SKIP_GEMMA leave no teacher to train")
-        if ENSEMBLE in self.families:
-            raise ValueError(f"no teacher can be called {ENSEMBLE}: step 4 calls the mean of all teachers so")
+        if taken := set(RESERVED_NAMES) & self.families.keys():
+            raise ValueError(f"no teacher can be called {taken.pop()}: step 4's table has a line of that name")
         if len({self.llama_name, self.qwen_name, self.gemma_name}) < 3:
             raise ValueError("LLAMA_NAME, QWEN_NAME and GEMMA_NAME must differ: each names directories of its own")
         return self

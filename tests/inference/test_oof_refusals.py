@@ -121,7 +121,7 @@ def test_teachers_of_other_folds_are_refused(root: Path, capsys: pytest.CaptureF
 def test_a_changed_data_file_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = (root / "train.csv").read_text(encoding="utf-8")
     (root / "train.csv").write_text(data.replace(" the ", " teh ", 1), encoding="utf-8")
-    refused(root, 3, str(folds_path(root)), "made of other data", capsys=capsys)
+    refused(root, 3, "was trained on other votes", capsys=capsys)
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])
@@ -384,3 +384,33 @@ def test_help_names_every_setting_and_imports_nothing_heavy() -> None:
 
 def test_flags_of_other_stages_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(root, 2, "unknown flag --teacher-folds", capsys=capsys, teacher_folds="0")
+
+
+def test_teachers_of_other_votes_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Same texts, so the folds still fit; but these are not the votes that the labels are scored against."""
+    lines = (root / "train.csv").read_text(encoding="utf-8").splitlines()
+    swapped = [line.replace(",1,0,0", ",0,1,0") if line.endswith(",1,0,0") else line for line in lines]
+    assert swapped != lines
+    (root / "train.csv").write_text("\n".join(swapped) + "\n", encoding="utf-8")
+    refused(root, 3, "was trained on other votes", capsys=capsys)
+
+
+def test_one_fold_scored_otherwise_makes_the_table_wait(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copy_of(scored, tmp_path / "root", logits=True)
+    before = table_path(root).read_bytes()
+    infer(root, infer_models="llama", infer_folds=0, infer_swap=False)
+    assert "waits for llama_fold_1, llama_fold_2" in capsys.readouterr().out
+    assert table_path(root).read_bytes() == before
+
+
+def test_a_truth_file_of_other_rows_beside_the_data_is_noted_and_left_out(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copy_of(scored, tmp_path / "root", logits=True)
+    columns = {name: [1 / 3] for name in ("p_model_a", "p_model_b", "p_tie")}
+    pq.write_table(pa.table({"id": ["stranger"], **columns}), root / "truth.parquet")
+    table_path(root).unlink()
+    infer(root)
+    assert "no Bayes line" in capsys.readouterr().out

@@ -103,3 +103,19 @@ def test_the_lock_is_held_against_another_process_and_released_when_it_dies(tmp_
         other.wait()
     with locked(tmp_path / "out"):
         pass
+
+
+def test_an_output_behind_a_link_is_replaced_where_it_is(tmp_path: Path) -> None:
+    """A user keeps models on a larger disk and links to them."""
+    large = tmp_path / "large" / "model"
+    large.mkdir(parents=True)
+    link = tmp_path / "model"
+    link.symlink_to(large)
+    for text in ("first", "second"):
+        partial = partial_directory(link)
+        assert partial.parent == large.parent
+        partial.mkdir()
+        (partial / "weights").write_text(text)
+        publish(partial, link)
+        assert link.is_symlink() and (large / "weights").read_text() == text
+    assert sorted(path.name for path in large.parent.iterdir()) == ["model"]

@@ -144,3 +144,20 @@ def test_main_refuses_a_missing_file_with_exit_code_3() -> None:
     done = run_main("--mode", "student-train", "--train-csv", "nowhere.csv", "--student-model", str(REPOSITORY))
     assert done.returncode == 3
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_profile_line_that_no_stage_reads_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "mine.env"
+    profile.write_text("TEACHER_LR=1e-4\nSKIP_QWN=1\n", "utf-8")
+    monkeypatch.setenv("PROFILE", str(profile))
+    with pytest.raises(SettingsError, match=r"SKIP_QWN.*did you mean SKIP_QWEN"):
+        parse()
+
+
+def test_a_profile_with_a_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "mine.env"
+    profile.write_text("HF_TOKEN=not-for-files\n", "utf-8")
+    monkeypatch.setenv("PROFILE", str(profile))
+    with pytest.raises(SettingsError, match="holds HF_TOKEN") as caught:
+        parse()
+    assert "not-for-files" not in str(caught.value)

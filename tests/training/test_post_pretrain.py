@@ -18,6 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from arena_distill.data.identity import rows_sha256
 from arena_distill.data.loading import load_labelled
 from arena_distill.data.merging import shares_prompt
 from arena_distill.models.architecture import architecture_of
@@ -82,12 +83,35 @@ def test_training_lowers_the_loss(objective: str, backbones: Path, tmp_path: Pat
 def test_step_3_goes_on_from_the_merged_model(backbones: Path, small_train_csv: Path, tmp_path: Path) -> None:
     from tests.training.teacher_runs import FOLDS, adapter_of, quick_step3, step2, step3
 
-    step1(**quick_step1(EXTRA, backbones / "llama", tmp_path))
+    step1(**quick_step1(EXTRA, backbones / "llama", tmp_path), train_csv=small_train_csv)
     step2(train_csv=small_train_csv, n_folds=FOLDS, output_dir=tmp_path)
     settings = quick_step3(small_train_csv, Path(), tmp_path)
     del settings["llama_ft_base"]
     step3(**settings)
     assert manifest_of(adapter_of(tmp_path))["base_model"] == str(_merged(tmp_path))
+    # A teacher is no base for another: it has seen rows that the other holds out.
+    step3(**settings | {"teacher_merge": "1"})
+    teacher = next(path for path in (tmp_path / "model_save").glob("tiny_fold_?"))
+    with pytest.raises(InputError, match="was trained on votes that teachers hold out"):
+        step3(**settings | {"llama_ft_base": teacher, "llama_name": "second"})
+    # The adapter was trained again, the merged copy is of the one before.
+    again = quick_step1(EXTRA, backbones / "llama", tmp_path) | {"postpre_max_steps": 4, "postpre_merge": False}
+    step1(**again, train_csv=small_train_csv)
+    with pytest.raises(InputError, match="merged copy of an earlier post_pretrain_llama_lora"):
+        step3(**settings)
+
+
+def test_step_3_refuses_a_model_that_step_1_showed_the_prompts_of_its_rows(
+    backbones: Path, small_train_csv: Path, tmp_path: Path
+) -> None:
+    from tests.training.teacher_runs import FOLDS, quick_step3, step2, step3
+
+    step1(**quick_step1(small_train_csv, backbones / "llama", tmp_path), train_csv=EXTRA)
+    step2(train_csv=small_train_csv, n_folds=FOLDS, output_dir=tmp_path)
+    settings = quick_step3(small_train_csv, Path(), tmp_path)
+    del settings["llama_ft_base"]
+    with pytest.raises(InputError, match="step 1 did not leave out the prompts of these rows"):
+        step3(**settings)
 
 
 def test_rows_whose_prompt_stands_in_the_base_file_are_left_out_and_counted(
@@ -101,6 +125,7 @@ def test_rows_whose_prompt_stands_in_the_base_file_are_left_out_and_counted(
     assert manifest_of(_adapter(tmp_path))["rows"] == {
         "read": 300,
         "prompt_in_base_file": int(shared),
+        "left_out_prompts_of": rows_sha256(load_labelled(SAMPLE / "train.csv").rows),
         "used": 300 - int(shared),
     }
 
