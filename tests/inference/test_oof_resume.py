@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from arena_distill.inference import oof
+from arena_distill.inference.judge import ClassifierJudge
 from arena_distill.inference.oof_settings import OofSettings
 from arena_distill.runtime.errors import ArenaError
 from tests.conftest import REPOSITORY
@@ -165,27 +166,23 @@ def test_after_sigkill_the_same_command_scores_only_what_is_missing_and_ends_wit
 
 
 def test_after_ctrl_c_the_same_command_goes_on_with_last_token_states_too(
-    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, root = (copy_of(scored, tmp_path / name, logits=False) for name in ("whole", "root"))
     options = {**ONE_BY_ONE, "infer_save_lasttok": True}
     infer(whole, **options)
 
-    ended = threading.Event()
+    forward, passes = ClassifierJudge._forward, itertools.count(1)
 
-    def press() -> None:
-        with suppress(AssertionError):  # ended too soon: no KeyboardInterrupt, and the test fails by that
-            _wait_for_some(root, while_true=lambda: not ended.is_set())
+    def press_at_the_tenth(judge: ClassifierJudge, *rest: Any) -> np.ndarray:
+        if next(passes) == 10:
             os.kill(os.getpid(), signal.SIGINT)
+        return forward(judge, *rest)
 
-    thread = threading.Thread(target=press, daemon=True)
-    thread.start()
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassifierJudge, "_forward", press_at_the_tenth)
         with pytest.raises(KeyboardInterrupt):
             infer(root, **options)
-    finally:
-        ended.set()
-        thread.join()
     assert "interrupted; the same command goes on where it stopped" in capsys.readouterr().out
     part = _part(root)
     assert 5 <= _done(part).sum() < len(_done(part))

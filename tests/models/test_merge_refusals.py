@@ -137,7 +137,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     ),
     "another record": (
         lambda base, adapter: write_record(adapter, "0" * 64),
-        "adapter of another base: trained on a model with other weights",
+        "adapter of another base than",
     ),
     "quantized": (
         lambda base, adapter: edit_json(base / "config.json", quantization_config={"quant_method": "gptq"}),

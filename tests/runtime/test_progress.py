@@ -8,12 +8,12 @@ from arena_distill.runtime import progress as progress_module
 from arena_distill.runtime.progress import Progress
 
 
-def test_rates_count_rows_and_tokens() -> None:
-    with Progress("task", 10) as progress:
-        progress.update(4, 100)
-        progress.update(6, 50)
-    assert (progress.rows, progress.tokens) == (10, 150)
-    assert progress.tokens_per_second / progress.rows_per_second == pytest.approx(15, rel=0.5)
+def test_rates_count_rows_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, *[105.0] * 10])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    progress = Progress("task", 1000)
+    progress.rows, progress.tokens = 10, 150
+    assert (progress.rows_per_second, progress.tokens_per_second) == (2.0, 30.0)
 
 
 def test_a_short_task_prints_nothing_to_a_log(capsys: pytest.CaptureFixture[str]) -> None:
