@@ -70,7 +70,7 @@ class TeacherSettings(FoldedSettings):
     teacher_fsdp: bool = Field(True, description="several GPUs (torchrun) share 16-bit weights; 4-bit ones are copied")
     teacher_save_steps: int = Field(0, ge=0, description="checkpoint every this many steps; 0: 20 times a run")
     teacher_merge: Literal["auto", "1", "0"] = Field(
-        "auto", description="also write base + adapter as one model; auto: if all folds take a quarter of the free disk"
+        "auto", description="also write base + adapter as one model; auto: for 16-bit bases, if the disk has ample room"
     )
     teacher_num_workers: int = Field(0, ge=0, le=256, description="data loader processes")
     report_to: Annotated[str, AfterValidator(trackers)] = Field(

@@ -179,10 +179,14 @@ def test_after_ctrl_c_the_same_command_goes_on_with_last_token_states_too(
             os.kill(os.getpid(), signal.SIGINT)
         return forward(judge, *rest)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(ClassifierJudge, "_forward", press_at_the_tenth)
-        with pytest.raises(KeyboardInterrupt):
+    # A process started in the background ignores the signal, unless it is told not to.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(ClassifierJudge, "_forward", press_at_the_tenth)
             infer(root, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "interrupted; the same command goes on where it stopped" in capsys.readouterr().out
     part = _part(root)
     assert 5 <= _done(part).sum() < len(_done(part))
