@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from arena_distill.runtime.artifacts import git_revision
 
@@ -142,16 +142,6 @@ def report(result: dict[str, Any]) -> None:
             print(f"target {target:g} {name}: {'reached' if value <= target else 'NOT REACHED'} ({value:.2f} {name})")
     else:
         print(f"peak memory {memory:.2f} GB; the targets are for {TARGET_ROWS:,} rows")
-
-
-def machine() -> dict[str, object]:
-    """CPU and how many cores this process may use."""
-    cpu = platform.processor()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "system": platform.platform()}
 
 
 if __name__ == "__main__":

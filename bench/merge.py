@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.safetensors_file import DTYPE_BYTES, make_header
@@ -289,16 +290,6 @@ def report(result: dict[str, Any]) -> None:
     print(f"bound of one file + {MARGIN_MB:.0f} MB = {result['bound_mb']:,.0f} MB: {reached}")
     print(f"tensors that differ from PEFT's: {result['differing_tensors']} of {result['tensors']}", end="")
     print(f" by more than 1e-6, {result['tensors_differing_in_a_bit']} in any bit")
-
-
-def machine() -> dict[str, object]:
-    """CPU and how many cores this process may use."""
-    cpu = platform.processor()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "system": platform.platform()}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the base file are left out, because every base row is held out from some teacher
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from typing import Any
@@ -21,7 +20,7 @@ from arena_distill.data.loading import load_labelled
 from arena_distill.data.merging import merge, shares_prompt
 from arena_distill.data.records import Rows
 from arena_distill.models.classifier import check_lengths
-from arena_distill.runtime.artifacts import publish, write_atomically, write_manifest
+from arena_distill.runtime.artifacts import publish, write_manifest
 from arena_distill.runtime.errors import DataError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
@@ -30,7 +29,7 @@ from arena_distill.training.packing import PackedTokens, collate_packed, pack_pr
 from arena_distill.training.post_pretrain_job import BASE_ROWS, STAGE, PostPretrainJob, base_votes
 from arena_distill.training.post_pretrain_settings import PostPretrainSettings
 from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
-from arena_distill.training.resumable import save_every, sharding, train_resumably
+from arena_distill.training.resumable import complete_saved_model, save_every, sharding, train_resumably
 from arena_distill.training.trainer import GroupedTrainer, PreferenceTrainer
 
 
@@ -82,12 +81,7 @@ def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Ro
         directory = job.partial / "model"
         trainer.save_model(str(directory))  # every process: under FSDP each holds a part; the main one writes
         if is_main_process():
-            for leftover in ("training_args.bin", "README.md"):  # a pickle, and peft's empty model card
-                (directory / leftover).unlink(missing_ok=True)
-            judge.layout.save(directory)
-            if judge.labels:
-                judge.labels.save(directory)
-            write_atomically(directory / "training_log.json", json.dumps(trainer.state.log_history, indent=1))
+            complete_saved_model(directory, trainer, judge)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             write_manifest(
                 directory,

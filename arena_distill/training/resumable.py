@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from arena_distill.runtime.artifacts import write_atomically
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.training.arguments import Schedule
-from arena_distill.training.judge_model import Recipe
+from arena_distill.training.judge_model import JudgeModel, Recipe
 from arena_distill.training.processes import is_main_process, process_count, say, wait_for_all
 from arena_distill.training.trainer import ProgressReport, last_whole_checkpoint
 
@@ -71,6 +73,22 @@ def train_resumably(trainer: Trainer, work: Path, name: str) -> None:
                 "free some disk; the same command goes on from the checkpoint before"
             ) from error
         raise
+
+
+def complete_saved_model(directory: Path, trainer: Trainer, judge: JudgeModel) -> None:
+    """Put beside the weights that the Trainer saved what our readers need, and take away what nobody reads.
+
+    Raises:
+        InputError: there are no weights.
+    """
+    for leftover in ("training_args.bin", "README.md"):  # a pickle, and peft's empty model card
+        (directory / leftover).unlink(missing_ok=True)
+    judge.layout.save(directory)
+    if judge.labels:
+        judge.labels.save(directory)
+    write_atomically(directory / "training_log.json", json.dumps(trainer.state.log_history, indent=1))
+    if not any(directory.glob("*.safetensors")):
+        raise InputError(f"{directory}: no weights were written -> is the disk full?")
 
 
 class _StopWhenDiverged(TrainerCallback):

@@ -7,7 +7,6 @@ checkpoint by held-out rows. The held-out fold is scored once, after the last st
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -25,13 +24,12 @@ from arena_distill.data.records import Rows, targets
 from arena_distill.evaluation.metrics import score, softmax
 from arena_distill.inference.judge import ClassifierJudge
 from arena_distill.models.classifier import check_lengths
-from arena_distill.runtime.artifacts import publish, write_atomically, write_manifest
-from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.artifacts import publish, write_manifest
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
 from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
-from arena_distill.training.resumable import save_every, sharding, train_resumably
+from arena_distill.training.resumable import complete_saved_model, save_every, sharding, train_resumably
 from arena_distill.training.teacher_job import STAGE, TeacherJob
 from arena_distill.training.teacher_settings import TeacherSettings
 from arena_distill.training.trainer import PreferenceTrainer
@@ -92,7 +90,7 @@ def train_teacher(settings: TeacherSettings, job: TeacherJob, data: TeacherData)
         scores = score(softmax(logits), targets(rows.val))
         trainer.save_model(str(job.partial / "model"))  # every process, for the same reason; the main one writes
         if is_main_process():
-            _complete(trainer, teacher, job)
+            complete_saved_model(job.partial / "model", trainer, teacher)
             write_manifest(
                 job.partial / "model",
                 stage=STAGE,
@@ -193,15 +191,3 @@ def _arguments(settings: TeacherSettings, job: TeacherJob, work: Path, rows: int
         logging_steps=logging_steps(rows, schedule.global_batch),
         **sharding(_recipe(settings), settings.teacher_fsdp, settings.teacher_gradient_checkpointing),
     )
-
-
-def _complete(trainer: PreferenceTrainer, teacher: JudgeModel, job: TeacherJob) -> None:
-    directory = job.partial / "model"
-    (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
-    (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    teacher.layout.save(directory)
-    if teacher.labels:
-        teacher.labels.save(directory)
-    write_atomically(directory / "training_log.json", json.dumps(trainer.state.log_history, indent=1))
-    if not any(directory.glob("*.safetensors")):
-        raise InputError(f"{directory}: no weights were written -> is the disk full?")
