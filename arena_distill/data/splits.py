@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arena_distill.data.folds import make_folds
+from arena_distill.data.folds import grouped_stratified_folds, make_folds
 from arena_distill.data.identity import rows_sha256
 from arena_distill.data.records import Rows
 from arena_distill.runtime.artifacts import write_atomically
@@ -25,7 +25,7 @@ TRAIN, CALIBRATION, HOLDOUT = 0, 1, 2
 class Split:
     """Which part each base row belongs to, and of which data.
 
-    ``calibration`` rows choose the checkpoint and the temperature; ``holdout`` rows only ever score.
+    ``calibration`` rows choose the checkpoint (and, but for folds, the temperature); ``holdout`` rows only ever score.
     """
 
     part: np.ndarray  # int8 [N] by base_idx: 0 train, 1 calibration, 2 holdout
@@ -66,6 +66,40 @@ def make_split(rows: Rows, seed: int, file: Path) -> Split:
     part[fold == 0] = HOLDOUT
     part[fold == 1] = CALIBRATION
     return Split(part, rows_sha256(rows))
+
+
+def cv_split(rows: Rows, n_folds: int, fold: int, seed: int, file: Path) -> Split:
+    """Train on the other folds; of this one, half of the prompts choose the checkpoint and half only score.
+
+    The folds are those of step 2 with the same number and seed, the halves those of step 5.
+
+    Raises:
+        DataError: fewer prompts than folds, or fewer than two in this fold.
+    """
+    distinct = len(np.unique(rows["prompt_hash"].to_numpy()))
+    if distinct < n_folds:
+        raise DataError(f"has {distinct} distinct prompts for {n_folds} folds", file=file, hint="use fewer folds")
+    held_out = np.flatnonzero(make_folds(rows, n_folds, seed).fold == fold)
+    scoring = scoring_half(rows.take(held_out), seed, file)
+    part = np.full(len(rows), TRAIN, dtype=np.int8)
+    part[held_out[~scoring]], part[held_out[scoring]] = CALIBRATION, HOLDOUT
+    return Split(part, rows_sha256(rows))
+
+
+def scoring_half(held_out: Rows, seed: int, file: Path) -> np.ndarray:
+    """Which of a fold's held-out rows only score, bool ``[N]``; the others choose the checkpoint.
+
+    The halves are stratified by label and share no prompt.
+
+    Raises:
+        DataError: all rows have the same prompt.
+    """
+    prompts = held_out["prompt_hash"].to_numpy()
+    if len(np.unique(prompts)) < 2:
+        problem = "the held-out rows of this fold have a single prompt, and cannot be divided"
+        raise DataError(problem, file=file, hint="use fewer folds, or more data")
+    labels = held_out["label"].to_numpy().astype(np.int64)
+    return np.asarray(grouped_stratified_folds(labels, prompts, 2, seed) == 1)
 
 
 def load_split(directory: Path, rows: Rows, train_file: Path) -> Split:

@@ -1,4 +1,4 @@
-"""Settings of step 4: teachers score the rows that they never saw."""
+"""Settings of step 4, in which teachers score the rows that they never saw, and of what reads its table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ from arena_distill.data.fold_numbers import fold_numbers, folds_list
 from arena_distill.runtime.run_settings import FoldedSettings
 
 
-class OofSettings(FoldedSettings):
+class OofTableSettings(FoldedSettings):
+    """A run that writes or reads the out-of-fold table."""
+
+    infer_oof_table: str = Field("", description="default model_save/[RUN/]teacher_logits/oof_probs.parquet")
+
+    @property
+    def logits_dir(self) -> Path:
+        """Where the folds' logits are."""
+        return self.model_save / "teacher_logits"
+
+    @property
+    def table_path(self) -> Path:
+        """The out-of-fold table."""
+        return Path(self.infer_oof_table) if self.infer_oof_table else self.logits_dir / "oof_probs.parquet"
+
+
+class OofSettings(OofTableSettings):
     """Everything step 4 can be told."""
 
     owned_prefixes: ClassVar[tuple[str, ...]] = ("INFER_",)
@@ -29,7 +45,6 @@ class OofSettings(FoldedSettings):
     infer_force_regen: bool = Field(False, description="score again even if up-to-date logits are there")
     infer_train_shards: int = Field(1, ge=1, le=4096, description="parts that each fold's work is divided into")
     infer_train_shard_id: int | None = Field(None, ge=0, description="the part to do now, from 0")
-    infer_oof_table: str = Field("", description="default model_save/[RUN/]teacher_logits/oof_probs.parquet")
     infer_baselines: bool = Field(True, description="print prior, length and TF-IDF, fitted fold by fold, beside it")
     truth_parquet: str = Field(
         "",
@@ -47,16 +62,6 @@ class OofSettings(FoldedSettings):
                 f"the parts are 0 … {self.infer_train_shards - 1}"
             )
         return self
-
-    @property
-    def logits_dir(self) -> Path:
-        """Where the folds' logits go."""
-        return self.model_save / "teacher_logits"
-
-    @property
-    def table_path(self) -> Path:
-        """The out-of-fold table."""
-        return Path(self.infer_oof_table) if self.infer_oof_table else self.logits_dir / "oof_probs.parquet"
 
     @property
     def wanted_folds(self) -> list[int]:

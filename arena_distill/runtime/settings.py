@@ -52,9 +52,6 @@ class StageSettings(BaseSettings):
     owned_prefixes: ClassVar[tuple[str, ...]] = ()
     """Prefixes of environment variables that belong to this project: an unknown name under one is an error."""
 
-    foreign_variables: ClassVar[frozenset[str]] = frozenset()
-    """Variables under an owned prefix that another stage reads."""
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -155,21 +152,30 @@ def _profile_entries(path: Path) -> Mapping[str, str | None]:
 
 
 def _refuse_unknown_variables(cls: type[StageSettings], variables: Iterable[str], where: str) -> None:
-    known = {name.upper() for name in cls.model_fields} | cls.foreign_variables
-    for variable in sorted(variables):
-        if variable.upper().startswith(cls.owned_prefixes) and variable.upper() not in known:
-            raise SettingsError(f"unknown variable {variable} in the {where}{_nearest(variable.upper(), known)}")
+    own = {name.upper() for name in cls.model_fields}
+    ours = [name for name in sorted(variables) if name.upper().startswith(cls.owned_prefixes)]
+    if all(name.upper() in own for name in ours):
+        return
+    known = own | _variables_of_all_stages()  # what another stage reads under the same prefix is no misspelling
+    for name in ours:
+        if name.upper() not in known:
+            raise SettingsError(f"unknown variable {name} in the {where}{_nearest(name.upper(), known)}")
 
 
 def _refuse_unknown_entries(cls: type[StageSettings], entries: Iterable[str], profile: Path) -> None:
     """A profile serves all stages: a line that none of them reads is a misspelling, and better found now than then."""
-    known = {*SCRIPT_VARIABLES, *(field.upper() for field in cls.model_fields)}
-    for name in SETTINGS_CLASSES:
-        module, _, other = name.partition(":")
-        known |= {field.upper() for field in getattr(importlib.import_module(module), other).model_fields}
+    known = {*SCRIPT_VARIABLES, *(field.upper() for field in cls.model_fields)} | _variables_of_all_stages()
     for entry in entries:
         if entry.upper() not in known:
             raise SettingsError(f"unknown variable {entry} in {profile}{_nearest(entry.upper(), known)}")
+
+
+def _variables_of_all_stages() -> set[str]:
+    known: set[str] = set()
+    for name in SETTINGS_CLASSES:
+        module, _, cls = name.partition(":")
+        known |= {field.upper() for field in getattr(importlib.import_module(module), cls).model_fields}
+    return known
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ SETTINGS_CLASSES = (
     "arena_distill.data.fold_settings:FoldSettings",
     "arena_distill.training.teacher_settings:TeacherSettings",
     "arena_distill.inference.oof_settings:OofSettings",
+    "arena_distill.training.distill_settings:DistillSettings",
     "arena_distill.training.student_settings:StudentSettings",
 )
 """Everything that a profile may set, by module and class, and below what the scripts read themselves."""
@@ -93,8 +94,26 @@ INFER_TEACHER_LOGITS = Stage(
     hours=12,
 )
 
+DISTILL_STUDENT = Stage(
+    name="step5_distill_student",
+    does="one student for each fold, from votes and the teachers' out-of-fold labels; calibrated on rows it never saw",
+    worker="scripts/distill_student.py",
+    reads=(
+        "data/train.csv",
+        "data/processed_data/folds_5_seed42.json",
+        "data/fold_data/fold_K_{train,val}.csv",
+        "model_save/teacher_logits/oof_probs.parquet",
+    ),
+    writes=("model_save/distilled_gemma2-9b_fold_K",),
+    depends_on=("step4_infer_teacher_logits",),
+    fans_out=("fold",),
+    memory_gb=64,
+    hours=12,
+    disk_gb=40,
+)
+
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS)
+    stage.name: stage for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS, DISTILL_STUDENT)
 }
 """In the order in which they run."""
 

@@ -57,9 +57,12 @@ class JudgeModel:
     tokenizer: Any
     layout: TextFormat
     labels: LabelTokens | None
+    fresh_head: bool = False
 
 
-def make_model(base: str, tokenizer_name: str, recipe: Recipe, fsdp: bool) -> JudgeModel:
+def make_model(
+    base: str, tokenizer_name: str, recipe: Recipe, fsdp: bool = False, fast_tokenizer: bool = True
+) -> JudgeModel:
     """Load ``base`` as ``recipe`` says; LoRA factors and a new head are fresh.
 
     Args:
@@ -67,15 +70,16 @@ def make_model(base: str, tokenizer_name: str, recipe: Recipe, fsdp: bool) -> Ju
         tokenizer_name: likewise.
         recipe: head, adapter and precision.
         fsdp: whether several GPUs will share the weights, so that one process at a time need hold them all.
+        fast_tokenizer: the Rust one, where the model has one.
 
     Raises:
         InputError: base or tokenizer cannot be used for this.
     """
     if fsdp and recipe.can_be_sharded:
         _load_once_for_all()
-    tokenizer = load_tokenizer(tokenizer_name)
+    tokenizer = load_tokenizer(tokenizer_name, fast_tokenizer)
     options = _loading_options(recipe)
-    labels = None
+    labels, fresh = None, frozenset[str]()
     if recipe.head == "label":
         labels = LabelTokens.of_tokenizer(tokenizer, recipe.label_words)
         model = load_label_token_classifier(base, tokenizer, labels, **options)
@@ -105,7 +109,7 @@ def make_model(base: str, tokenizer_name: str, recipe: Recipe, fsdp: bool) -> Ju
     trainable, total = sum(p.numel() for p in model.parameters() if p.requires_grad), model.num_parameters()
     bits = "4 bits (NF4)" if recipe.base_bits == "nf4" else str(options["dtype"]).removeprefix("torch.")
     say(f"{base}: {total:,} parameters, {trainable:,} of them train; base weights in {bits}")
-    return JudgeModel(model, tokenizer, layout, labels)
+    return JudgeModel(model, tokenizer, layout, labels, bool(fresh))
 
 
 def _loading_options(recipe: Recipe) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from arena_distill.runtime.errors import DataError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
+from arena_distill.training.losses import votes_loss
 from arena_distill.training.packing import PackedTokens, collate_packed, pack_preferred
 from arena_distill.training.post_pretrain_job import BASE_ROWS, STAGE, PostPretrainJob, base_votes
 from arena_distill.training.post_pretrain_settings import PostPretrainSettings
@@ -130,8 +131,7 @@ def _preference(settings: PostPretrainSettings, job: PostPretrainJob, judge: Jud
         train_dataset=dataset,
         processing_class=judge.tokenizer,
         pad_id=judge.tokenizer.pad_token_id,
-        label_smoothing=0.0,
-        whole_batches=True,
+        loss=votes_loss(),
     )
 
 
@@ -143,7 +143,6 @@ def _language(settings: PostPretrainSettings, job: PostPretrainJob, judge: Judge
         train_dataset=blocks,
         data_collator=collate_packed,
         processing_class=judge.tokenizer,
-        whole_batches=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""Training runs without evaluation that survive kills and spread over processes: steps 1 and 3."""
+"""Training runs that survive kills and spread over processes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.training.arguments import Schedule
 from arena_distill.training.judge_model import JudgeModel, Recipe
 from arena_distill.training.processes import is_main_process, process_count, say, wait_for_all
-from arena_distill.training.trainer import ProgressReport, last_whole_checkpoint
+from arena_distill.training.trainer import (
+    GroupedTrainer,
+    ProgressReport,
+    is_finished,
+    last_whole_checkpoint,
+    localize_best,
+)
 
 _WRITE_FAILED = re.compile(r"inline_container|PytorchStreamWriter|unexpected pos|No space left")
 CHECKPOINTS_A_RUN = 20  # a kill costs a twentieth of the run at most
 
 
-def save_every(schedule: Schedule, rows: int) -> int:
-    """Steps between two checkpoints, for about twenty a run."""
+def save_every(schedule: Schedule, rows: int, times: int = CHECKPOINTS_A_RUN) -> int:
+    """Steps between two checkpoints, for about ``times`` of them a run."""
     steps = schedule.max_steps or math.ceil(-(-rows // schedule.global_batch) * schedule.epochs)
-    return max(1, steps // CHECKPOINTS_A_RUN)
+    return max(1, steps // times)
 
 
 def sharding(recipe: Recipe, fsdp: bool, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def sharding(recipe: Recipe, fsdp: bool, gradient_checkpointing: bool) -> dict[s
     return {"ddp_find_unused_parameters": False}
 
 
-def train_resumably(trainer: Trainer, work: Path, name: str) -> None:
+def train_resumably(trainer: GroupedTrainer, work: Path, name: str) -> None:
     """Train to the end, from the last whole checkpoint in ``work`` if there is one.
 
     Raises:
@@ -54,10 +60,16 @@ def train_resumably(trainer: Trainer, work: Path, name: str) -> None:
     checkpoint = last_whole_checkpoint(work)
     if checkpoint:
         say(f"{name}: going on from {checkpoint.name}")
+        if is_main_process():
+            localize_best(checkpoint)
+        wait_for_all()
     trainer.add_callback(_StopWhenDiverged(name))
     try:
-        # From the checkpoint of a finished run too: that restores the weights and takes no step.
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and args.load_best_model_at_end and is_finished(checkpoint):
+            trainer.take_best_of(checkpoint)
+        else:
+            # From the checkpoint of a finished run too: that restores the weights and takes no step.
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         model: Any = trainer.model
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
             raise _diverged(name)

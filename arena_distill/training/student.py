@@ -1,38 +1,36 @@
-"""Fine-tuning a three-way classifier on votes, from settings to a finished directory.
+"""Fine-tuning a three-way classifier on votes, and on teachers' labels, from settings to a finished directory.
 
-What it can do: any ``AutoModelForSequenceClassification`` backbone, full fine-tuning, soft or hard votes, label
-smoothing, swap augmentation, best checkpoint by Kaggle log loss, early stopping, bf16/fp16, gradient checkpointing,
-and going on after a kill as if nothing had happened. What it can't: LoRA, and more than one process or GPU.
+What it can do: any ``AutoModelForSequenceClassification`` backbone, full fine-tuning, soft or hard votes, teachers,
+label smoothing, swap augmentation, best checkpoint by Kaggle log loss, early stopping, bf16/fp16, gradient
+checkpointing, several processes by torchrun, and going on after a kill as if nothing had happened. What it can't: LoRA
+(see step 5).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
-from arena_distill.data.prompts import TextFormat
-from arena_distill.models.classifier import check_lengths, load_classifier, load_tokenizer, token_types
-from arena_distill.runtime.artifacts import locked, publish, write_atomically, write_manifest
-from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.runtime.artifacts import publish, write_manifest
+from arena_distill.runtime.errors import SettingsError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
-from arena_distill.training.datasets import make_dataset
+from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
+from arena_distill.training.losses import DistillationLoss, votes_loss
+from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
+from arena_distill.training.resumable import complete_saved_model, sharding
+from arena_distill.training.soft_labels import SoftLabels, read_label_files
 from arena_distill.training.student_data import StudentData, load_student_data
+from arena_distill.training.student_fit import BEST_BY_LOG_LOSS, Fitted, Lesson, fit, hearing
 from arena_distill.training.student_job import STAGE, StudentJob
 from arena_distill.training.student_settings import StudentSettings
-from arena_distill.training.trainer import (
-    LOG_LOSS,
-    PreferenceTrainer,
-    ProgressReport,
-    is_finished,
-    last_whole_checkpoint,
-)
+from arena_distill.training.temperature_schedule import TemperatureSchedule
+
+_RECIPE = Recipe(head="seq_cls", label_words=(), lora_r=0, lora_alpha=1, lora_dropout=0.0, quant="none", bf16=False)
 
 
 def train_student(settings: StudentSettings, job: StudentJob) -> Path:
@@ -49,75 +47,70 @@ def train_student(settings: StudentSettings, job: StudentJob) -> Path:
     """
     started = time.time()
     _check_device(settings)
-    with locked(job.final):
-        job.open_partial()
-        partial = job.partial
+    data = load_student_data(settings)
+    say(data)
+    teachers = _teachers(settings, job, data)
+    with locked_by_main(job.final):
+        if is_main_process():
+            job.open_partial()
         try:
-            result, data = _fit(settings, job.backbone, partial / "training")
+            student, fitted = _fit(settings, job, data, teachers)
         except BaseException:
-            job.drop_if_empty()
+            if is_main_process():
+                job.drop_if_empty()
             raise
-        _finish(settings, job, data, result, partial / "model", started)
-        publish(partial / "model", job.final)
-        shutil.rmtree(partial)
-    print(f"{job.final}: trained in {time.time() - started:.0f} s; calibration log loss {result.best_log_loss:.4f}")
+        fitted.trainer.save_model(str(job.partial / "model"))  # every process; the main one writes
+        if is_main_process():
+            _finish(settings, job, data, teachers, student, fitted, started)
+            publish(job.partial / "model", job.final)
+            shutil.rmtree(job.partial)
+        wait_for_all()
+    say(f"{job.final}: trained in {time.time() - started:.0f} s; calibration log loss {fitted.best_log_loss:.4f}")
     return job.final
 
 
-class _Result:
-    """What training leaves behind: the trainer with the best weights loaded, and how it got there."""
+def _teachers(settings: StudentSettings, job: StudentJob, data: StudentData) -> SoftLabels | None:
+    if not job.label_files:
+        return None
+    probabilities = settings.distill_teacher_values == "probabilities"
+    teachers = read_label_files(job.label_files, data.base, job.train_file, probabilities)
+    say(teachers.report(data.base))
+    say(hearing(teachers, data.train))
+    return teachers
 
-    def __init__(self, trainer: PreferenceTrainer, tokenizer: Any, layout: TextFormat, fresh: bool, rows: int) -> None:
-        self.trainer, self.tokenizer, self.layout, self.fresh_head, self.rows = trainer, tokenizer, layout, fresh, rows
-        self.best_log_loss = float(trainer.state.best_metric or float("nan"))
+
+def _fit(
+    settings: StudentSettings, job: StudentJob, data: StudentData, teachers: SoftLabels | None
+) -> tuple[JudgeModel, Fitted]:
+    work = job.partial / "training"
+    set_seed(settings.training_seed)
+    student = make_model(job.backbone, job.backbone, _RECIPE, fast_tokenizer=settings.student_use_fast_tokenizer)
+    sequences = len(data.train) * (2 if settings.student_swap_augment else 1)
+    arguments = _training_arguments(settings, work, sequences)
+    lesson = Lesson(
+        train=data.train,
+        selection=data.calibration,
+        teachers=teachers,
+        loss=_loss(settings),
+        max_length=settings.student_max_length,
+        length_setting="--student-max-length",
+        swap_augment=settings.student_swap_augment,
+        early_stopping=settings.student_early_stopping,
+        head_learning_rate=settings.student_head_learning_rate,
+    )
+    return student, fit(lesson, student, arguments, str(job.final))
 
 
-def _fit(settings: StudentSettings, backbone: str, work: Path) -> tuple[_Result, StudentData]:
-    tokenizer = load_tokenizer(backbone, settings.student_use_fast_tokenizer)
-    data = load_student_data(settings)
-    print(data)
-    set_seed(settings.seed)
-    model, fresh = load_classifier(backbone, tokenizer, dtype=torch.float32)
-    check_lengths(model, [settings.student_max_length], "--student-max-length")
-    _require_disk(model, work)
-    if fresh:
-        print("the classification head is new (the backbone has none with three labels)")
-    layout = TextFormat.for_tokenizer(tokenizer, token_types(model))
-    dataset = make_dataset(data.train, tokenizer, layout, settings.student_max_length, settings.student_swap_augment)
-    calibration = make_dataset(data.calibration, tokenizer, layout, settings.student_max_length, swap_too=False)
-    arguments = _training_arguments(settings, work, len(dataset))
-    trainer = PreferenceTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=calibration.longest_first(),
-        processing_class=tokenizer,
-        pad_id=tokenizer.pad_token_id,
+def _loss(settings: StudentSettings) -> DistillationLoss:
+    if not settings.distills:
+        return votes_loss(settings.student_label_smoothing)
+    return DistillationLoss(
+        alpha=settings.distill_alpha,
+        temperature=TemperatureSchedule.parse(settings.distill_temp_schedule, settings.distill_temp),
+        mse_weight=settings.distill_mse_weight,
+        cosine_weight=settings.distill_cosine_weight,
         label_smoothing=settings.student_label_smoothing,
     )
-    rows_per_step = min(settings.student_train_batch_size * settings.student_grad_accum, len(dataset))
-    trainer.add_callback(ProgressReport(rows_per_step))
-    if settings.student_early_stopping:
-        trainer.add_callback(EarlyStoppingCallback(settings.student_early_stopping))
-    checkpoint = last_whole_checkpoint(work)
-    if checkpoint:
-        print(f"going on from {checkpoint.name}")
-    if checkpoint and is_finished(checkpoint):
-        trainer.take_best_of(checkpoint)
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _Result(trainer, tokenizer, layout, bool(fresh), len(dataset)), data
-
-
-def _require_disk(model: torch.nn.Module, work: Path) -> None:
-    """Two checkpoints (weights and two Adam moments each) and the finished model must fit, or the run dies later."""
-    needed = 7 * 4 * sum(parameter.numel() for parameter in model.parameters())
-    free = shutil.disk_usage(work.parent).free
-    if free < needed:
-        raise InputError(
-            f"{work.parent}: training writes up to {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free -> free some, "
-            "or choose another --output-dir"
-        )
 
 
 def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> TrainingArguments:
@@ -129,7 +122,7 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
         learning_rate=settings.student_learning_rate,
         warmup_ratio=settings.student_warmup_ratio,
         weight_decay=settings.student_weight_decay,
-        seed=settings.seed,
+        seed=settings.training_seed,
         bf16=settings.student_bf16,
         fp16=settings.student_fp16,
         gradient_checkpointing=settings.student_gradient_checkpointing,
@@ -145,30 +138,30 @@ def _training_arguments(settings: StudentSettings, work: Path, rows: int) -> Tra
         settings.run or settings.model_dir.name,
         settings.output_dir / "logs",
         schedule,
-        load_best_model_at_end=True,
-        metric_for_best_model=LOG_LOSS,
-        greater_is_better=False,
         logging_steps=logging_steps(rows, schedule.global_batch),
+        **BEST_BY_LOG_LOSS,
         **rhythm,
+        **sharding(_RECIPE, fsdp=False, gradient_checkpointing=settings.student_gradient_checkpointing),
     )
 
 
 def _check_device(settings: StudentSettings) -> None:
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise SettingsError("student-train runs in one process (WORLD_SIZE is set) -> start it without torchrun")
     if settings.student_fp16 and not torch.cuda.is_available():
         raise SettingsError("--student-fp16 needs a CUDA GPU and there is none -> use --student-bf16")
 
 
 def _finish(
-    settings: StudentSettings, job: StudentJob, data: StudentData, result: _Result, model_dir: Path, started: float
+    settings: StudentSettings,
+    job: StudentJob,
+    data: StudentData,
+    teachers: SoftLabels | None,
+    student: JudgeModel,
+    fitted: Fitted,
+    started: float,
 ) -> None:
-    result.trainer.save_model(str(model_dir))
-    (model_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
-    result.layout.save(model_dir)
+    model_dir = job.partial / "model"
+    complete_saved_model(model_dir, fitted.trainer, student)
     data.split.save(model_dir)
-    state = result.trainer.state
-    write_atomically(model_dir / "training_log.json", json.dumps(state.log_history, indent=1))
     write_manifest(
         model_dir,
         stage=STAGE,
@@ -177,14 +170,21 @@ def _finish(
         started=started,
         details={
             "all_settings": settings.dump(),
+            "max_length": settings.student_max_length,
+            "fold": settings.cv_fold_idx,
+            "n_folds": None if settings.cv_fold_idx is None else settings.cv_num_folds,
+            "teachers": None if teachers is None else list(teachers.names),
+            "processes": process_count(),
             "files": [loaded.summary.as_dict() for loaded in data.loaded],
             "rows": {
                 "train": len(data.train),
-                "train_sequences": result.rows,
+                "train_sequences": fitted.sequences,
+                "with_teacher_labels": 0 if teachers is None else int(teachers.heard(data.train).sum()),
                 "calibration": len(data.calibration),
                 "holdout": len(data.holdout),
             },
-            "fresh_head": result.fresh_head,
-            "metrics": {"calibration_log_loss": result.best_log_loss, "steps": state.global_step},
+            "fresh_head": student.fresh_head,
+            "initial_sha256": fitted.initial_sha256,
+            "metrics": {"calibration_log_loss": fitted.best_log_loss, "steps": fitted.steps},
         },
     )

@@ -19,7 +19,7 @@ from arena_distill.data.merging import (
     shuffle_extra_ab,
 )
 from arena_distill.data.records import Rows
-from arena_distill.data.splits import CALIBRATION, HOLDOUT, TRAIN, Split, make_split
+from arena_distill.data.splits import CALIBRATION, HOLDOUT, TRAIN, Split, cv_split, make_split
 from arena_distill.runtime.errors import DataError
 from arena_distill.training.student_settings import StudentSettings
 
@@ -34,6 +34,11 @@ class StudentData:
     split: Split
     counts: MergeCounts
     loaded: Sequence[Loaded]  # base file first
+
+    @property
+    def base(self) -> Rows:
+        """All usable rows of the base file, in ``base_idx`` order."""
+        return self.loaded[0].rows
 
     def __str__(self) -> str:
         counts = self.counts
@@ -62,7 +67,10 @@ def load_student_data(settings: StudentSettings) -> StudentData:
     path = find_file(settings.train_csv, "train", "--train-csv")
     base = load_labelled(path)
     extras = [load_labelled(extra) for extra in settings.extra_csvs]
-    split = make_split(base.rows, settings.seed, path)
+    if settings.cv_fold_idx is None:
+        split = make_split(base.rows, settings.seed, path)
+    else:
+        split = cv_split(base.rows, settings.cv_num_folds, settings.cv_fold_idx, settings.seed, path)
     calibration, holdout = split.select(base.rows, CALIBRATION), split.select(base.rows, HOLDOUT)
     train_base = split.select(base.rows, TRAIN)
     if settings.student_max_samples:

@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from arena_distill.data.find_file import find_file
 from arena_distill.data.loading import load_labels, load_test
 from arena_distill.data.records import targets
 from arena_distill.evaluation.calibration import TemperatureBoundWarning, calibration_report, view_probabilities
+from arena_distill.evaluation.heldout import HELDOUT_FILE, write_heldout
 from arena_distill.evaluation.metrics import score
 from arena_distill.evaluation.scoreboard import format_table, held_out_scores, read_truth
 from arena_distill.evaluation.submission import write_submission
@@ -25,15 +27,21 @@ from arena_distill.runtime.artifacts import (
 )
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.progress import Progress
+from arena_distill.training.processes import say
 from arena_distill.training.student_data import load_student_data
 from arena_distill.training.student_job import StudentJob
 from arena_distill.training.student_settings import StudentSettings
 from arena_distill.training.trained_student import TrainedStudent
 
 FEW_CALIBRATION_ROWS = 200
+SECOND_ORDER_LEAK = (
+    "note: the other folds' teachers have seen these rows (a second-order leak); the score that counts is that of a "
+    "test file which nothing saw"
+)
 _INFERENCE_SETTINGS = {
     "test_csv", "output_dir", "run", "student_output_model_dir", "student_submission_path", "student_eval_batch_size",
     "student_fp16", "student_bf16", "student_infer_8bit", "student_infer_tta_lengths", "student_infer_tta_swap",
+    "cv_num_folds", "cv_fold_idx",
 }  # fmt: skip
 
 
@@ -44,6 +52,7 @@ def run(settings: StudentSettings) -> None:
         return
     modes = {
         "student-train": train,
+        "student-distill-train": train,
         "student-calibrate": calibrate,
         "student-eval-holdout": evaluate_holdout,
         "student-infer": infer,
@@ -52,11 +61,13 @@ def run(settings: StudentSettings) -> None:
 
 
 def train(settings: StudentSettings) -> None:
-    """Fine-tune a student on labels, or find that it is there already."""
+    """Fine-tune a student on votes, or on votes and teachers' labels, or find that it is there already."""
     job = StudentJob.plan(settings)
     if not settings.force and job.is_up_to_date():
-        print(f"{job.final}: up to date (--force trains it again)")
+        say(f"{job.final}: up to date (--force trains it again)")
         return
+    if old := job.replaces():
+        say(f"note: {job.final} replaces the one that is there ({old})")
     # Not before: importing torch takes longer than finding that there is nothing to do.
     from arena_distill.models.quiet import quiet_libraries
 
@@ -66,7 +77,7 @@ def train(settings: StudentSettings) -> None:
     try:
         train_student(settings, job)
     except KeyboardInterrupt:
-        print(f"{job.final}: interrupted; the same command goes on from the last checkpoint")
+        say(f"{job.final}: interrupted; the same command goes on from the last checkpoint")
         raise
 
 
@@ -102,20 +113,33 @@ def print_stats(settings: StudentSettings) -> None:
 
 
 def calibrate(settings: StudentSettings) -> None:
-    """Fit the temperature on the calibration rows; write ``calibration.json`` and print it."""
+    """Fit the temperature on rows that trained nothing; write ``calibration.json`` and the holdout's predictions.
+
+    Of a student that holds out a fold, the calibration rows chose the checkpoint, so that the holdout rows serve twice:
+    all of them fit the temperature, and what is reported of each comes from a temperature of the others.
+    """
     student = TrainedStudent(settings)
-    parts = [student.data.calibration, student.data.holdout]
-    logits = [student.judge.view_logits(rows, student.views) for rows in parts]
+    holdout = student.data.holdout
+    logits, votes = student.judge.view_logits(holdout, student.views), targets(holdout)
+    report: dict[str, Any]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TemperatureBoundWarning)
-        report = calibration_report(logits[0], targets(parts[0]), logits[1], targets(parts[1]))
+        if student.holds_out_fold:
+            fitted_on = holdout
+            report, probabilities = student.cross_fit(logits)
+        else:
+            fitted_on = student.data.calibration
+            fitting = student.judge.view_logits(fitted_on, student.views)
+            report = dict(calibration_report(fitting, targets(fitted_on), logits, votes))
+            probabilities = view_probabilities(logits, report["temperature"])
     student.write_calibration(report)
+    write_heldout(student.directory / HELDOUT_FILE, holdout, probabilities)
     for key, value in report.items():
         print(f"{key:<32} {value:.6f}" if isinstance(value, float) else f"{key:<32} {value}")
-    for warning in caught:
-        print(f"note: {warning.message}")
-    if len(parts[0]) < FEW_CALIBRATION_ROWS:
-        print(f"note: {len(parts[0])} rows say little about a temperature; compare before and after on the holdout")
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"note: {text}")
+    if len(fitted_on) < FEW_CALIBRATION_ROWS:
+        print(f"note: {len(fitted_on)} rows say little about a temperature; compare before and after on the holdout")
     print(f"{student.calibration_file}: written")
 
 
@@ -128,10 +152,14 @@ def evaluate_holdout(settings: StudentSettings) -> None:
     entries = {"student": view_probabilities(logits, 1.0)}
     if student.calibration_file.is_file():
         temperature = student.temperature()
-        entries["student, calibrated"] = view_probabilities(logits, temperature)
+        entries["student, calibrated"] = (
+            student.cross_fit(logits)[1] if student.holds_out_fold else view_probabilities(logits, temperature)
+        )
         _update_holdout(student.calibration_file, *(score(p, votes).log_loss for p in entries.values()))
     table = held_out_scores(student.data.train, holdout, votes, entries)
     print(format_table(table, f"Holdout part of {student.train_file.name}"))
+    if student.holds_out_fold and student.teachers:
+        print(SECOND_ORDER_LEAK)
 
 
 def infer(settings: StudentSettings) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from arena_distill.runtime.run_settings import RunSettings
+from arena_distill.training.temperature_schedule import temperature_schedule
 
-Mode = Literal["student-train", "student-calibrate", "student-eval-holdout", "student-infer"]
+Mode = Literal["student-train", "student-distill-train", "student-calibrate", "student-eval-holdout", "student-infer"]
 
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -36,7 +37,7 @@ def _lengths(text: str) -> str:
 class StudentSettings(RunSettings):
     """Everything the student path can be told."""
 
-    owned_prefixes: ClassVar[tuple[str, ...]] = ("STUDENT_",)
+    owned_prefixes: ClassVar[tuple[str, ...]] = ("STUDENT_", "DISTILL_", "CV_")
 
     mode: Mode = Field(description="what to do; required")
 
@@ -56,9 +57,14 @@ class StudentSettings(RunSettings):
     )
 
     student_model: str = Field("distilbert-base-uncased", description="backbone: hub name or directory")
-    student_output_model_dir: str = Field("", description="the student; default model_save/[RUN/]student_distilbert")
-    student_submission_path: str = Field("", description="default sub/[RUN_]student_submission.csv")
+    student_output_model_dir: str = Field(
+        "", description="the student; default model_save/[RUN/]student_distilbert[_fold_K]"
+    )
+    student_submission_path: str = Field("", description="default sub/[RUN_]student_submission[_fold_K].csv")
 
+    student_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="of initialisation, row order and dropout; default: SEED, which splits rows"
+    )
     student_epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     student_max_steps: int = Field(0, ge=0, description="stop after this many optimizer steps; 0: by epochs")
     student_max_samples: int = Field(0, ge=0, description="train on this many base rows only, drawn by seed; 0: all")
@@ -66,6 +72,7 @@ class StudentSettings(RunSettings):
         512, ge=16, description="tokens a sequence (prompt + both answers); later modes take the student's"
     )
     student_learning_rate: float = Field(5e-5, gt=0, description="peak, AdamW")
+    student_head_learning_rate: float = Field(0.0, ge=0, description="of the classification head; 0: as the rest")
     student_warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of the steps")
     student_weight_decay: float = Field(0.01, ge=0, description="AdamW")
     student_label_smoothing: float = Field(
@@ -96,6 +103,24 @@ class StudentSettings(RunSettings):
     )
     student_stats_only: bool = Field(False, description="count rows and tokens, time a dry run, train nothing")
 
+    distill_teachers: str = Field(
+        "", description="teachers' raw logits, comma list of .npy files or globs; default: all that step 4 wrote"
+    )
+    distill_teacher_values: Literal["logits", "probabilities"] = Field(
+        "logits", description="what those files hold; step 4's teacher_logits_fold_K.npy are logits"
+    )
+    distill_alpha: float = Field(0.7, ge=0, le=1, description="share of the teachers in the loss, the rest is votes'")
+    distill_temp: float = Field(3.0, gt=0, description="temperature of teachers and student in that share")
+    distill_temp_schedule: Annotated[str, AfterValidator(temperature_schedule)] = Field(
+        "", description="linear:5,2 goes from 5 to 2 in the course of the training, instead of --distill-temp"
+    )
+    distill_mse_weight: float = Field(0.0, ge=0, description="squared difference of the probabilities counts this much")
+    distill_cosine_weight: float = Field(0.0, ge=0, description="1 - cosine of the softened probabilities likewise")
+    cv_num_folds: int = Field(5, ge=2, le=100, description="folds of the base file, as step 2 makes them")
+    cv_fold_idx: int | None = Field(
+        None, ge=0, description="hold out this fold (from 0) instead of a tenth each for calibration and holdout"
+    )
+
     student_infer_8bit: bool = Field(False, description="load the weights as int8 (bitsandbytes), head left as it is")
     student_infer_tta_lengths: Annotated[str, AfterValidator(_lengths)] = Field(
         "", description="length limits to average over, such as 512,1024; default: the student's own limit"
@@ -106,14 +131,40 @@ class StudentSettings(RunSettings):
     def _consistent(self) -> StudentSettings:
         if self.student_fp16 and self.student_bf16:
             raise ValueError("--student-fp16 and --student-bf16 exclude each other: choose one")
+        if self.cv_fold_idx is not None and self.cv_fold_idx >= self.cv_num_folds:
+            raise ValueError(f"--cv-fold-idx {self.cv_fold_idx}: the folds are numbered 0 … {self.cv_num_folds - 1}")
         return self
+
+    @property
+    def distills(self) -> bool:
+        """Whether teachers have a part in the training."""
+        weights = (self.distill_alpha, self.distill_mse_weight, self.distill_cosine_weight)
+        return self.mode == "student-distill-train" and any(weights)
+
+    @property
+    def training_seed(self) -> int:
+        """Of all that is random in training."""
+        return self.seed if self.student_seed is None else self.student_seed
+
+    @property
+    def fold_suffix(self) -> str:
+        """``_fold_K`` if a fold is held out."""
+        return "" if self.cv_fold_idx is None else f"_fold_{self.cv_fold_idx}"
 
     @property
     def model_dir(self) -> Path:
         """Where the student is, or will be."""
         if self.student_output_model_dir:
             return Path(self.student_output_model_dir)
-        return self.model_save / "student_distilbert"
+        return self.model_save / f"student_distilbert{self.fold_suffix}"
+
+    @property
+    def teacher_patterns(self) -> str:
+        """Where teachers' logits are: as given, else step 4's, of this run or, if it has none, of no run."""
+        if self.distill_teachers:
+            return self.distill_teachers
+        own, common = (directory / "teacher_logits" for directory in (self.model_save, self.output_dir / "model_save"))
+        return str((own if own.is_dir() else common) / "*_fold_*" / "teacher_logits_fold_*.npy")
 
     @property
     def submission_path(self) -> Path:
@@ -121,7 +172,7 @@ class StudentSettings(RunSettings):
         if self.student_submission_path:
             return Path(self.student_submission_path)
         prefix = f"{self.run}_" if self.run else ""
-        return self.output_dir / "sub" / f"{prefix}student_submission.csv"
+        return self.output_dir / "sub" / f"{prefix}student_submission{self.fold_suffix}.csv"
 
     @property
     def extra_csvs(self) -> list[Path]:

@@ -28,6 +28,7 @@ from arena_distill.runtime.artifacts import publish, write_manifest
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
+from arena_distill.training.losses import votes_loss
 from arena_distill.training.processes import is_main_process, locked_by_main, process_count, say, wait_for_all
 from arena_distill.training.resumable import complete_saved_model, save_every, sharding, train_resumably
 from arena_distill.training.teacher_job import STAGE, TeacherJob
@@ -142,8 +143,7 @@ def _fit(settings: TeacherSettings, job: TeacherJob, train: Rows) -> tuple[Prefe
         train_dataset=dataset,
         processing_class=teacher.tokenizer,
         pad_id=teacher.tokenizer.pad_token_id,
-        label_smoothing=settings.teacher_label_smoothing,
-        whole_batches=True,
+        loss=votes_loss(settings.teacher_label_smoothing),
     )
     train_resumably(trainer, work, str(job.final))
     return trainer, teacher, len(dataset)

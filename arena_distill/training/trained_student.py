@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,17 @@ import numpy as np
 
 from arena_distill.data.find_file import find_file
 from arena_distill.data.prompts import View
+from arena_distill.data.records import targets
 from arena_distill.data.splits import load_split
-from arena_distill.evaluation.calibration import load_calibration
+from arena_distill.evaluation.calibration_file import (
+    CALIBRATION_FILE,
+    read_calibration,
+    view_names,
+    write_calibration,
+)
+from arena_distill.evaluation.cross_fit import cross_fit
 from arena_distill.inference.tta import tta_views
-from arena_distill.runtime.artifacts import read_manifest, recover, sha256_file, write_atomically
+from arena_distill.runtime.artifacts import read_manifest, recover
 from arena_distill.runtime.errors import InputError
 from arena_distill.training.student_data import StudentData, load_student_data
 from arena_distill.training.student_settings import StudentSettings
@@ -22,8 +28,10 @@ from arena_distill.training.student_settings import StudentSettings
 if TYPE_CHECKING:
     from arena_distill.inference.judge import ClassifierJudge
 
-CALIBRATION_FILE = "calibration.json"
-_ROW_SETTINGS = ("seed", "student_max_samples", "student_dedup_by_prompt", "student_shuffle_ab", "student_extra_csvs")
+_ROW_SETTINGS = (
+    "seed", "student_max_samples", "student_dedup_by_prompt", "student_shuffle_ab", "student_extra_csvs",
+    "cv_num_folds", "cv_fold_idx",
+)  # fmt: skip
 
 
 class TrainedStudent:
@@ -42,6 +50,7 @@ class TrainedStudent:
         recover(self.directory)
         manifest = read_manifest(self.directory) or {}
         self._trained_with: dict[str, Any] = manifest.get("all_settings", {})
+        self.teachers: list[str] = manifest.get("teachers") or []
         if not {"student_max_length", *_ROW_SETTINGS} <= self._trained_with.keys():
             raise InputError(f"{self.directory}: no finished student there -> train one first (--mode student-train)")
 
@@ -51,6 +60,25 @@ class TrainedStudent:
         if "student_max_length" in self.settings.model_fields_set:
             return self.settings.student_max_length
         return int(self._trained_with["student_max_length"])
+
+    @property
+    def holds_out_fold(self) -> bool:
+        """Whether its held-out rows are a fold, of which half chose the checkpoint and half only score."""
+        return self._trained_with["cv_fold_idx"] is not None
+
+    def cross_fit(self, logits: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+        """What its holdout rows say of its calibration, and their probabilities with temperatures of other rows.
+
+        Args:
+            logits: of the holdout rows, ``[V, N, 3]``.
+
+        Returns:
+            The report for ``calibration.json``, and float64 ``[N, 3]``.
+        """
+        holdout = self.data.holdout
+        prompts = holdout["prompt_hash"].to_numpy()
+        fitted = cross_fit(logits, targets(holdout), prompts, int(self._trained_with["seed"]))
+        return fitted.report, fitted.probabilities
 
     @property
     def views(self) -> list[View]:
@@ -104,8 +132,7 @@ class TrainedStudent:
 
     def write_calibration(self, report: dict[str, Any]) -> None:
         """Keep ``report`` with what it holds for: these weights, these views."""
-        document = report | {"views": self._view_names(), "weights_sha256": self._weights_sha256()}
-        write_atomically(self.calibration_file, json.dumps(document, indent=2) + "\n")
+        write_calibration(self.directory, report, self.views)
 
     def temperature(self) -> float:
         """The fitted temperature, or 1 (with a remark) if none was fitted.
@@ -113,25 +140,14 @@ class TrainedStudent:
         Raises:
             InputError: it was fitted on other weights.
         """
-        if not self.calibration_file.is_file():
+        calibration = read_calibration(self.directory)
+        if calibration is None:
             print(f"{self.calibration_file}: missing, so probabilities are not calibrated (see student-calibrate)")
             return 1.0
-        temperature = load_calibration(self.calibration_file)
-        document = json.loads(self.calibration_file.read_text("utf-8-sig"))
-        if document.get("weights_sha256") not in (None, self._weights_sha256()):
-            raise InputError(f"{self.calibration_file}: was fitted on other weights -> run student-calibrate again")
-        if (fitted := document.get("views")) and fitted != self._view_names():
+        used = view_names(self.views)
+        if calibration.views and calibration.views != used:
             print(
-                f"note: the temperature was fitted with the views {', '.join(map(str, fitted))} and is used with "
-                f"{', '.join(self._view_names())}; run student-calibrate with the same settings"
+                f"note: the temperature was fitted with the views {', '.join(calibration.views)} and is used with "
+                f"{', '.join(used)}; run student-calibrate with the same settings"
             )
-        return temperature
-
-    def _view_names(self) -> list[str]:
-        return [f"{view.max_length}{' swapped' if view.swap else ''}" for view in self.views]
-
-    def _weights_sha256(self) -> str:
-        whole = [sha256_file(path) for path in sorted(self.directory.glob("*.safetensors"))]
-        if not whole:
-            raise InputError(f"{self.directory}: no weights (*.safetensors) -> train the student again")
-        return "+".join(whole)
+        return calibration.temperature

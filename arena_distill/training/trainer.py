@@ -19,22 +19,31 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from arena_distill.data.prompts import Sequences
 from arena_distill.evaluation.metrics import score, softmax
-from arena_distill.models.classifier import pad_batch
+from arena_distill.models.classifier import HEAD_MODULES, pad_batch
+from arena_distill.runtime.artifacts import write_atomically
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.runtime.progress import Progress
-from arena_distill.training.losses import soft_cross_entropy
+from arena_distill.training.losses import DistillationLoss
 
 LOG_LOSS = "log_loss"
+TEACHER_LOGITS = "teacher_logits"
 BUCKET_BATCHES = 32  # batches that are sorted by length together: little padding, and still well mixed
 
 
 class PreferenceDataset(Dataset):
-    """Token sequences with class targets. An item is this data set and a row number; ``collate`` makes the tensors."""
+    """Token sequences with class targets. An item is this data set and a row number; ``collate`` makes the tensors.
 
-    def __init__(self, sequences: Sequences, targets: np.ndarray) -> None:
+    Args:
+        sequences: N of them.
+        targets: votes, ``[N, 3]``.
+        teacher_logits: what K teachers say, raw, ``[N, K, 3]``, NaN where one has no say; None: no teachers.
+    """
+
+    def __init__(self, sequences: Sequences, targets: np.ndarray, teacher_logits: np.ndarray | None = None) -> None:
         assert len(sequences) == len(targets)
         self.sequences = sequences
-        self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
+        self.targets = _float32(targets)
+        self.teacher_logits = None if teacher_logits is None else _float32(teacher_logits)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -50,13 +59,21 @@ class PreferenceDataset(Dataset):
     def longest_first(self) -> PreferenceDataset:
         """The same rows sorted by length, so that evaluation wastes nothing on padding."""
         order = np.argsort(-self.lengths, kind="stable")
-        return PreferenceDataset(self.sequences.take(order), self.targets.numpy()[order])
+        said = None if self.teacher_logits is None else self.teacher_logits.numpy()[order]
+        return PreferenceDataset(self.sequences.take(order), self.targets.numpy()[order], said)
+
+
+def _float32(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def collate(items: Sequence[tuple[PreferenceDataset, int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Model inputs and ``labels`` (targets, float32 ``[B, 3]``) of items of one data set."""
+    """Model inputs of items of one data set, with ``labels`` (``[B, 3]``) and, if any, ``teacher_logits``."""
     data, rows = items[0][0], np.array([row for _, row in items])
-    return {**pad_batch(data.sequences, rows, pad_id), "labels": data.targets[rows]}
+    batch = {**pad_batch(data.sequences, rows, pad_id), "labels": data.targets[rows]}
+    if data.teacher_logits is not None:
+        batch[TEACHER_LOGITS] = data.teacher_logits[rows]
+    return batch
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -99,8 +116,7 @@ class LengthGroupedSampler(Sampler[int]):
 class GroupedTrainer(Trainer):
     """Trainer with our sampler, and without the prints of Hugging Face's; its data sets have ``lengths``."""
 
-    def __init__(self, *, whole_batches: bool = False, **options: Any) -> None:
-        self._whole_batches = whole_batches
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -109,15 +125,28 @@ class GroupedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         data: Any = train_dataset if train_dataset is not None else self.train_dataset
         step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed, self._whole_batches)
+        self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed, whole_batches=True)
         return self.train_sampler
+
+    def take_best_of(self, checkpoint: Path) -> None:
+        """End as a finished run does: with its state, and its best weights loaded."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_best_model()
 
 
 class PreferenceTrainer(GroupedTrainer):
-    """Trainer on soft votes; everything but sampler and loss is Hugging Face's."""
+    """Trainer on votes and teachers; everything but sampler, loss and the head's rate is Hugging Face's.
 
-    def __init__(self, *, pad_id: int, label_smoothing: float, **options: Any) -> None:
-        self._label_smoothing = label_smoothing
+    Args:
+        pad_id: padding token.
+        loss: of a row.
+        head_learning_rate: peak rate of the classification head; 0: as the rest.
+        options: of the Trainer.
+    """
+
+    def __init__(self, *, pad_id: int, loss: DistillationLoss, head_learning_rate: float = 0.0, **options: Any) -> None:
+        self._row_loss, self._head_learning_rate = loss, head_learning_rate
+        self._teacher_logits: torch.Tensor | None = None  # of the batch at hand
         super().__init__(
             data_collator=partial(collate, pad_id=pad_id),
             compute_loss_func=self._loss,
@@ -125,17 +154,37 @@ class PreferenceTrainer(GroupedTrainer):
             **options,
         )
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """Take the teachers out of the batch, which the model would not know what to do with."""
+        self._teacher_logits = inputs.pop(TEACHER_LOGITS, None)
+        return super().compute_loss(model, inputs, *args, **options)
+
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> Any:
-        losses = soft_cross_entropy(outputs["logits"], labels, self._label_smoothing)
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        losses = self._row_loss(outputs["logits"], labels, self._teacher_logits, progress)
         if num_items_in_batch is None:
             return losses.mean()
         # The Trainer counts label elements over all accumulated batches: dividing by rows weighs every row alike.
         return losses.sum() * labels.shape[-1] / num_items_in_batch
 
-    def take_best_of(self, checkpoint: Path) -> None:
-        """End as a finished run does: with its state, and its best weights loaded."""
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self._load_best_model()
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Hugging Face's, with groups of their own for the head's parameters if it has a rate of its own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        if self._head_learning_rate:
+            head = {id(p) for name, p in (model or self.model).named_parameters() if is_head(name)}
+            for group in list(optimizer.param_groups):
+                apart = [p for p in group["params"] if id(p) in head]
+                if apart:
+                    group["params"] = [p for p in group["params"] if id(p) not in head]
+                    optimizer.add_param_group({**group, "params": apart, "lr": self._head_learning_rate})
+        return optimizer
+
+
+def is_head(parameter: str) -> bool:
+    """Whether a parameter's full name says that it belongs to the classification head."""
+    return not set(HEAD_MODULES).isdisjoint(parameter.split("."))
 
 
 class _SetSamplerEpoch(TrainerCallback):
@@ -154,7 +203,7 @@ def log_loss_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Kaggle log loss and the other scores of the evaluation rows."""
     logits = np.asarray(prediction.predictions, np.float64)
     if not np.isfinite(logits).all():
-        raise SettingsError("training diverged: the logits are not finite -> lower --student-learning-rate")
+        raise SettingsError("training diverged: the logits are not finite -> lower the learning rate")
     scores = score(softmax(logits), np.asarray(prediction.label_ids, np.float64))
     return {LOG_LOSS: scores.log_loss, "accuracy": scores.accuracy, "ece": scores.ece}
 
@@ -227,6 +276,26 @@ def is_finished(checkpoint: Path) -> bool:
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     control: Any = (state.stateful_callbacks or {}).get("TrainerControl", {})
     return state.global_step >= state.max_steps or bool(control.get("args", {}).get("should_training_stop"))
+
+
+def localize_best(checkpoint: Path) -> None:
+    """Make the best checkpoint, whose place is recorded as a path, the one beside ``checkpoint``.
+
+    After a move the Trainer would only warn, and keep the last weights. A best one that is gone is forgotten.
+    """
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text("utf-8"))
+    recorded = state.get("best_model_checkpoint")
+    if recorded is None:
+        return
+    beside = checkpoint.parent / Path(recorded).name
+    whole = beside.is_dir() and _is_whole(beside)
+    if whole and Path(recorded) == beside:
+        return
+    state["best_model_checkpoint"] = str(beside) if whole else None
+    if not whole:
+        state["best_metric"] = state["best_global_step"] = None
+    write_atomically(file, json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -19,7 +19,6 @@ class Toy(StageSettings):
     """A stage with a few fields."""
 
     owned_prefixes: ClassVar[tuple[str, ...]] = ("TOY_",)
-    foreign_variables: ClassVar[frozenset[str]] = frozenset({"TOY_OF_ANOTHER_STAGE"})
 
     toy_rate: float = Field(0.5, gt=0, description="a rate")
     toy_steps: int = Field(3, ge=0, description="a count")
@@ -99,9 +98,15 @@ def test_a_broken_profile_is_refused_by_name(content: bytes, tmp_path: Path, mon
         parse()
 
 
-def test_another_stages_variable_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOY_OF_ANOTHER_STAGE", "1")
-    assert parse().toy_steps == 3
+def test_another_stages_variable_under_the_same_prefix_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(Toy):
+        owned_prefixes: ClassVar[tuple[str, ...]] = ("TEACHER_",)
+
+    monkeypatch.setenv("TEACHER_LR", "1e-5")
+    assert parse_settings(Other, [], program="toy", description="").toy_steps == 3
+    monkeypatch.setenv("TEACHER_LRR", "1e-5")
+    with pytest.raises(SettingsError, match=r"TEACHER_LRR .* did you mean TEACHER_LR\?"):
+        parse_settings(Other, [], program="toy", description="")
 
 
 def test_a_missing_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""``calibration.json`` beside a student's weights: its temperature, and what that holds for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arena_distill.data.prompts import View
+from arena_distill.evaluation.calibration import load_calibration
+from arena_distill.runtime.artifacts import sha256_file, write_atomically
+from arena_distill.runtime.errors import InputError
+
+CALIBRATION_FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class SavedCalibration:
+    """What a ``calibration.json`` says."""
+
+    temperature: float
+    views: tuple[str, ...]  # names of the views that it was fitted with; empty where unknown
+    figures: Mapping[str, Any]
+
+
+def view_names(views: Sequence[View]) -> tuple[str, ...]:
+    """``512``, ``512 swapped`` …"""
+    return tuple(f"{view.max_length}{' swapped' if view.swap else ''}" for view in views)
+
+
+def write_calibration(directory: Path, report: Mapping[str, Any], views: Sequence[View]) -> None:
+    """Keep ``report`` with what it holds for: the weights in ``directory``, and these views.
+
+    Raises:
+        InputError: there are no weights.
+    """
+    document = {**report, "views": view_names(views), "weights_sha256": _weights_sha256(directory)}
+    write_atomically(directory / CALIBRATION_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def read_calibration(directory: Path) -> SavedCalibration | None:
+    """The calibration of the student in ``directory``; None if there is none.
+
+    Raises:
+        InputError: it is broken, or was fitted on other weights.
+    """
+    path = directory / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    temperature = load_calibration(path)
+    document = json.loads(path.read_text("utf-8-sig"))
+    if document.get("weights_sha256") not in (None, _weights_sha256(directory)):
+        raise InputError(f"{path}: was fitted on other weights -> run student-calibrate again")
+    return SavedCalibration(temperature, tuple(map(str, document.get("views") or ())), document)
+
+
+def _weights_sha256(directory: Path) -> str:
+    whole = [sha256_file(path) for path in sorted(directory.glob("*.safetensors"))]
+    if not whole:
+        raise InputError(f"{directory}: no weights (*.safetensors) -> train the student again")
+    return "+".join(whole)
