@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from arena_distill.data.folds import grouped_stratified_folds
-from arena_distill.evaluation.calibration import calibration_report, fit_temperature, view_probabilities
+from arena_distill.evaluation.calibration import (
+    TemperatureBoundWarning,
+    calibration_report,
+    fit_temperature,
+    view_probabilities,
+)
 from arena_distill.evaluation.metrics import (
     brier_score,
     expected_calibration_error,
@@ -26,6 +32,7 @@ class CrossFitted:
 
     report: dict[str, Any]  # for calibration.json
     probabilities: np.ndarray  # float64 [N, 3], each row's with a temperature that was fitted without its prompt
+    notes: tuple[str, ...]  # what the fits were doubtful about
 
 
 def cross_fit(logits: np.ndarray, targets: np.ndarray, prompts: np.ndarray, seed: int) -> CrossFitted:
@@ -44,14 +51,15 @@ def cross_fit(logits: np.ndarray, targets: np.ndarray, prompts: np.ndarray, seed
     Raises:
         ValueError: see ``fit_temperature``.
     """
-    report: dict[str, Any] = calibration_report(logits, targets)
     parts = min(PARTS, len(np.unique(prompts)))
-    temperatures = np.full(len(targets), report["temperature"])
-    if parts > 1:  # else there are no other rows
-        part = grouped_stratified_folds(targets.argmax(axis=1), prompts, parts, seed)
-        for number in range(parts):
-            here = part == number
-            if here.any() and not here.all():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TemperatureBoundWarning)
+        report: dict[str, Any] = calibration_report(logits, targets)
+        temperatures = np.full(len(targets), report["temperature"])
+        if parts > 1:  # else there are no other rows
+            part = grouped_stratified_folds(targets.argmax(axis=1), prompts, parts, seed)
+            for number in range(parts):
+                here = part == number
                 temperatures[here] = fit_temperature(logits[:, ~here], targets[~here])
     before = view_probabilities(logits, 1.0)
     after = softmax(np.asarray(logits, np.float64) / temperatures[:, None]).mean(axis=0)
@@ -66,7 +74,7 @@ def cross_fit(logits: np.ndarray, targets: np.ndarray, prompts: np.ndarray, seed
     for name, p in (("before", before), ("after", after)):
         report[f"ece_holdout_{name}"] = expected_calibration_error(p, targets)
         report[f"brier_holdout_{name}"] = brier_score(p, targets)
-    return CrossFitted(report, after)
+    return CrossFitted(report, after, tuple(dict.fromkeys(str(warning.message) for warning in caught)))
 
 
 def _nll(logits: np.ndarray, targets: np.ndarray, temperatures: np.ndarray) -> float:

@@ -21,7 +21,7 @@ SETTINGS_CLASSES = (
 )
 """Everything that a profile may set, by module and class, and below what the scripts read themselves."""
 
-SCRIPT_VARIABLES = ("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE")
+SCRIPT_VARIABLES = ("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE", "USE_WEIGHTED")
 
 FanOut = Literal["fold", "shard"]
 
@@ -112,8 +112,21 @@ DISTILL_STUDENT = Stage(
     disk_gb=40,
 )
 
+EVAL = Stage(
+    name="step9_eval",
+    does="one submission out of the folds' submissions, equal or weighted by held-out log loss",
+    worker="scripts/ensemble_from_cv.py",
+    reads=("sub/RUN_student_submission_fold_K.csv",),  # of job_distill.sh
+    writes=("sub/RUN_final_ensemble.csv",),
+    depends_on=("step4_infer_teacher_logits",),
+    gpu=False,
+    memory_gb=4,
+    hours=0.5,
+)
+
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS, DISTILL_STUDENT)
+    stage.name: stage
+    for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS, DISTILL_STUDENT, EVAL)
 }
 """In the order in which they run."""
 

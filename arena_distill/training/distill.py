@@ -77,6 +77,8 @@ def distill_student(
         prompts = rows.scoring["prompt_hash"].to_numpy()
         held_out = cross_fit(logits, targets(rows.scoring), prompts, settings.seed)
         fitted.trainer.save_model(str(job.partial / "model"))  # every process, for the same reason; the main one writes
+        for note in held_out.notes:
+            say(f"note: {note}")
         if is_main_process():
             metrics = _metrics(fitted, held_out, logits, rows.scoring)
             _finish(settings, job, rows, teachers, student, fitted, held_out, metrics, started)

@@ -6,7 +6,6 @@ import json
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -121,22 +120,22 @@ def calibrate(settings: StudentSettings) -> None:
     student = TrainedStudent(settings)
     holdout = student.data.holdout
     logits, votes = student.judge.view_logits(holdout, student.views), targets(holdout)
-    report: dict[str, Any]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", TemperatureBoundWarning)
-        if student.holds_out_fold:
-            fitted_on = holdout
-            report, probabilities = student.cross_fit(logits)
-        else:
-            fitted_on = student.data.calibration
-            fitting = student.judge.view_logits(fitted_on, student.views)
+    if student.holds_out_fold:
+        fitted_on, fitted = holdout, student.cross_fit(logits)
+        report, probabilities, notes = fitted.report, fitted.probabilities, fitted.notes
+    else:
+        fitted_on = student.data.calibration
+        fitting = student.judge.view_logits(fitted_on, student.views)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TemperatureBoundWarning)
             report = dict(calibration_report(fitting, targets(fitted_on), logits, votes))
-            probabilities = view_probabilities(logits, report["temperature"])
+        probabilities = view_probabilities(logits, report["temperature"])
+        notes = tuple(str(warning.message) for warning in caught)
     student.write_calibration(report)
     write_heldout(student.directory / HELDOUT_FILE, holdout, probabilities)
     for key, value in report.items():
         print(f"{key:<32} {value:.6f}" if isinstance(value, float) else f"{key:<32} {value}")
-    for text in dict.fromkeys(str(warning.message) for warning in caught):
+    for text in notes:
         print(f"note: {text}")
     if len(fitted_on) < FEW_CALIBRATION_ROWS:
         print(f"note: {len(fitted_on)} rows say little about a temperature; compare before and after on the holdout")
@@ -153,7 +152,9 @@ def evaluate_holdout(settings: StudentSettings) -> None:
     if student.calibration_file.is_file():
         temperature = student.temperature()
         entries["student, calibrated"] = (
-            student.cross_fit(logits)[1] if student.holds_out_fold else view_probabilities(logits, temperature)
+            student.cross_fit(logits).probabilities
+            if student.holds_out_fold
+            else view_probabilities(logits, temperature)
         )
         _update_holdout(student.calibration_file, *(score(p, votes).log_loss for p in entries.values()))
     table = held_out_scores(student.data.train, holdout, votes, entries)

@@ -73,6 +73,7 @@ def train_teacher(settings: TeacherSettings, job: TeacherJob, data: TeacherData)
         ArenaError: bad settings or input, or another job is training the same teacher.
     """
     started = time.time()
+    settings = settings.of_family(job.name)
     rows = data.of_fold(settings, job.fold)
     with locked_by_main(job.final):
         if is_main_process():

@@ -22,9 +22,11 @@ STAGE = TRAIN_TEACHERS.name
 # What these settings say does not change the weights; files count by their content.
 _WITHOUT_EFFECT = {
     "train_csv", "extra_data", "folds_json", "output_dir", "run", "force", "report_to", "teacher_folds",
-    "llama_ft_base", "qwen_ft_base", "gemma_ft_base", "skip_llama", "skip_qwen", "skip_gemma",
-    "llama_name", "qwen_name", "gemma_name", "teacher_merge", "teacher_eval_tokens", "teacher_num_workers",
-    "teacher_save_steps",
+    "llama_ft_base", "qwen_ft_base", "gemma_ft_base", "encoder_ft_base", "skip_llama", "skip_qwen", "skip_gemma",
+    "llama_name", "qwen_name", "gemma_name", "encoder_name", "teacher_merge", "teacher_eval_tokens",
+    "teacher_num_workers", "teacher_save_steps",
+    # those of the encoder stand in the teacher_… settings of its jobs
+    "encoder_epochs", "encoder_lr", "encoder_maxlen", "encoder_per_device_bs", "encoder_grad_accum",
 }  # fmt: skip
 
 
@@ -57,7 +59,6 @@ def plan_teachers(settings: TeacherSettings) -> list[TeacherJob]:
             f"no fold {beyond[0]}"
         )
     inputs |= {f"extra_data_{number}": data_sha256(path) for number, path in enumerate(settings.extra_paths)}
-    decisive = {name: value for name, value in settings.dump().items() if name not in _WITHOUT_EFFECT}
     jobs = []
     for name, (setting, given) in settings.families.items():
         if not Path(given).is_dir() and Path(given) == settings.default_base(setting):
@@ -65,9 +66,11 @@ def plan_teachers(settings: TeacherSettings) -> list[TeacherJob]:
         base = check_backbone(given, setting)
         require_clean_base(base, folds, setting)
         identity = model_identity(base)
+        own = settings.of_family(name)
+        decisive = {key: value for key, value in own.dump().items() if key not in _WITHOUT_EFFECT}
         for fold in settings.fold_numbers:
             adapter, merged = settings.adapter_dir(name, fold), settings.merged_dir(name, fold)
-            final, copy = (adapter, merged) if settings.teacher_lora_r else (merged, None)
+            final, copy = (adapter, merged) if own.teacher_lora_r else (merged, None)
             recover(final)
             require_replaceable(final, STAGE)
             if copy is not None and settings.teacher_merge != "0":

@@ -24,7 +24,7 @@ def label_words(text: str) -> str:
 class TeacherSettings(FoldedSettings):
     """Everything step 3 can be told."""
 
-    owned_prefixes: ClassVar[tuple[str, ...]] = ("TEACHER_", "LLAMA_FT_", "QWEN_FT_", "GEMMA_FT_")
+    owned_prefixes: ClassVar[tuple[str, ...]] = ("TEACHER_", "LLAMA_FT_", "QWEN_FT_", "GEMMA_FT_", "ENCODER_")
 
     llama_ft_base: str = Field("", description="base of the Llama teachers; default step 1's merged model")
     qwen_ft_base: str = Field("", description="base of the Qwen teachers; default step 1's merged model")
@@ -37,6 +37,17 @@ class TeacherSettings(FoldedSettings):
     )
     qwen_name: str = Field("qwen2-72b", pattern=r"^[\w][\w.-]*$", description="likewise for Qwen")
     gemma_name: str = Field("gemma2-9b", pattern=r"^[\w][\w.-]*$", description="likewise for Gemma")
+
+    encoder_ft_base: str = Field(
+        "",
+        description="an encoder (BERT, DeBERTa …) as one more teacher: new head, every weight trained; default: none",
+    )
+    encoder_name: str = Field("encoder", pattern=r"^[\w][\w.-]*$", description="that teacher is model_save/NAME_fold_K")
+    encoder_epochs: float = Field(2.0, gt=0, description="instead of TEACHER_EPOCHS")
+    encoder_lr: float = Field(5e-5, gt=0, description="instead of TEACHER_LR")
+    encoder_maxlen: int = Field(512, ge=16, description="instead of TEACHER_MAXLEN, tokens")
+    encoder_per_device_bs: int = Field(16, ge=1, le=65536, description="instead of TEACHER_PER_DEVICE_BS")
+    encoder_grad_accum: int = Field(1, ge=1, le=65536, description="instead of TEACHER_GRAD_ACCUM")
 
     teacher_folds: Annotated[str, AfterValidator(folds_list)] = Field(
         "all", description="which folds to train: all, or numbers such as 0,1,2"
@@ -85,12 +96,12 @@ class TeacherSettings(FoldedSettings):
             )
         if not self.teacher_lora_r and self.teacher_quant == "nf4":
             raise ValueError("TEACHER_LORA_R=0 (full fine-tune) cannot train 4-bit weights: set TEACHER_QUANT=none")
-        if self.skip_llama and self.skip_qwen and self.skip_gemma:
+        if self.skip_llama and self.skip_qwen and self.skip_gemma and not self.encoder_ft_base:
             raise ValueError("SKIP_LLAMA, SKIP_QWEN and SKIP_GEMMA leave no teacher to train")
         if taken := set(RESERVED_NAMES) & self.families.keys():
             raise ValueError(f"no teacher can be called {taken.pop()}: step 4's table has a line of that name")
-        if len({self.llama_name, self.qwen_name, self.gemma_name}) < 3:
-            raise ValueError("LLAMA_NAME, QWEN_NAME and GEMMA_NAME must differ: each names directories of its own")
+        if len({self.llama_name, self.qwen_name, self.gemma_name, self.encoder_name}) < 4:
+            raise ValueError("LLAMA_NAME, QWEN_NAME, GEMMA_NAME and ENCODER_NAME must differ: each names directories")
         return self
 
     @property
@@ -100,12 +111,23 @@ class TeacherSettings(FoldedSettings):
             "llama": (self.skip_llama, self.llama_name, self.llama_ft_base),
             "qwen": (self.skip_qwen, self.qwen_name, self.qwen_ft_base),
             "gemma": (self.skip_gemma, self.gemma_name, self.gemma_ft_base),
+            "encoder": (not self.encoder_ft_base, self.encoder_name, self.encoder_ft_base),
         }
         return {
             name: (setting := f"{family.upper()}_FT_BASE", base or str(self.default_base(setting)))
             for family, (skip, name, base) in every.items()
             if not skip
         }
+
+    def of_family(self, name: str) -> TeacherSettings:
+        """The settings as they hold for one teacher: the encoder has its own for some, and neither LoRA nor labels."""
+        if not self.encoder_ft_base or name != self.encoder_name:
+            return self
+        own = ("epochs", "lr", "maxlen", "per_device_bs", "grad_accum")
+        update = {f"teacher_{key}": getattr(self, f"encoder_{key}") for key in own}
+        return self.model_copy(
+            update=update | {"teacher_head": "seq_cls", "teacher_lora_r": 0, "teacher_quant": "none"}
+        )
 
     def default_base(self, setting: str) -> Path:
         """What step 1 wrote for the family of a ``…_FT_BASE`` setting."""

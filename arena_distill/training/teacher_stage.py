@@ -25,8 +25,9 @@ def train_teachers(settings: TeacherSettings) -> None:
             say(f"{job.final}: up to date (FORCE=1 trains it again)")
     if waiting:
         _train(settings, waiting)
-    if settings.teacher_lora_r and is_main_process():
-        _merge(settings, jobs)
+    adapters = [job for job in jobs if job.merged is not None]
+    if adapters and is_main_process():
+        _merge(settings, adapters)
 
 
 def _train(settings: TeacherSettings, jobs: list[TeacherJob]) -> None:

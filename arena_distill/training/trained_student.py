@@ -18,7 +18,7 @@ from arena_distill.evaluation.calibration_file import (
     view_names,
     write_calibration,
 )
-from arena_distill.evaluation.cross_fit import cross_fit
+from arena_distill.evaluation.cross_fit import CrossFitted, cross_fit
 from arena_distill.inference.tta import tta_views
 from arena_distill.runtime.artifacts import read_manifest, recover
 from arena_distill.runtime.errors import InputError
@@ -66,19 +66,11 @@ class TrainedStudent:
         """Whether its held-out rows are a fold, of which half chose the checkpoint and half only score."""
         return self._trained_with["cv_fold_idx"] is not None
 
-    def cross_fit(self, logits: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-        """What its holdout rows say of its calibration, and their probabilities with temperatures of other rows.
-
-        Args:
-            logits: of the holdout rows, ``[V, N, 3]``.
-
-        Returns:
-            The report for ``calibration.json``, and float64 ``[N, 3]``.
-        """
+    def cross_fit(self, logits: np.ndarray) -> CrossFitted:
+        """What its holdout rows, of which ``logits`` are, ``[V, N, 3]``, say of its calibration."""
         holdout = self.data.holdout
         prompts = holdout["prompt_hash"].to_numpy()
-        fitted = cross_fit(logits, targets(holdout), prompts, int(self._trained_with["seed"]))
-        return fitted.report, fitted.probabilities
+        return cross_fit(logits, targets(holdout), prompts, int(self._trained_with["seed"]))
 
     @property
     def views(self) -> list[View]:
