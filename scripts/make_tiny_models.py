@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--texts", default="data/sample/train.csv", help="preference file the tokenizers learn from")
     parser.add_argument("--out-dir", type=Path, default=Path("model_save/tiny"), help="one directory per family in it")
-    parser.add_argument("--families", default="all", help="comma list, or all")
+    parser.add_argument("--families", default="all", help="comma list (bert:64 has a width of its own), or all")
     parser.add_argument("--hidden", type=int, default=128, help="width")
     parser.add_argument("--layers", type=int, default=2, help="depth")
     parser.add_argument("--heads", type=int, default=4, help="attention heads")

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -318,8 +318,8 @@ def _other_spelling(task: Task, draw: Draw) -> Task:
     return replace(task, prompt=spelling(task.prompt))
 
 
-def generate(seed: int = 42) -> list[SampleRow]:
-    """All rows of all splits, ordered by split and id; equal seeds give equal rows.
+def generate(seed: int = 42, split_rows: Mapping[str, int] = SPLIT_ROWS) -> list[SampleRow]:
+    """All rows of all splits, ordered by split and id; equal seeds and sizes give equal rows.
 
     Rows of ``ultrafeedback_ties`` are pairs from the same process that were kept only when their vote was a tie.
     """
@@ -328,7 +328,7 @@ def generate(seed: int = 42) -> list[SampleRow]:
     group_sizes = {"train": ((1, 0.45), (2, 0.3), (3, 0.15), (4, 0.1)), "test": ((1, 0.8), (2, 0.2))}
     rows: list[SampleRow] = []
     english: list[Task] = []
-    for split, count in SPLIT_ROWS.items():
+    for split, count in split_rows.items():
         made: list[SampleRow] = []
         if split == "ultrafeedback":
             made = [draw_row(split, [_other_spelling(task, draw)], draw) for task in draw.take(english, REWORDED_ROWS)]
@@ -361,9 +361,9 @@ def _with_ids(rows: Sequence[SampleRow], draw: Draw) -> list[SampleRow]:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def write_sample(out_dir: Path, seed: int = 42) -> list[SampleRow]:
+def write_sample(out_dir: Path, seed: int = 42, split_rows: Mapping[str, int] = SPLIT_ROWS) -> list[SampleRow]:
     """Writes all sample files into ``out_dir`` (each by rename) and returns the rows."""
-    rows = generate(seed)
+    rows = generate(seed, split_rows)
     out_dir.mkdir(parents=True, exist_ok=True)
     for split in SPLIT_ROWS:
         part = [row for row in rows if row.split == split]

@@ -13,6 +13,9 @@ from typing import Any
 ENCODER_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
+NO_DROPOUT = 0.0  # of attention, as in decoders: on a CPU, drawing its random numbers takes half of the training time
+
+
 @dataclass(frozen=True)
 class TinySize:
     """Dimensions shared by all families."""
@@ -145,6 +148,7 @@ def _bert(size: TinySize, tokenizer: Any) -> Any:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         intermediate_size=4 * size.hidden,
+        attention_probs_dropout_prob=NO_DROPOUT,
         type_vocab_size=3,  # prompt, A and B: with random weights a model cannot learn from positions which is which
         **_encoder_options(size, tokenizer),
     )
@@ -159,6 +163,7 @@ def _distilbert(size: TinySize, tokenizer: Any) -> Any:
         n_layers=size.layers,
         n_heads=size.heads,
         hidden_dim=4 * size.hidden,
+        attention_dropout=NO_DROPOUT,
         **_encoder_options(size, tokenizer),
     )
     return DistilBertForSequenceClassification(config)
@@ -172,6 +177,7 @@ def _deberta_v2(size: TinySize, tokenizer: Any) -> Any:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         intermediate_size=4 * size.hidden,
+        attention_probs_dropout_prob=NO_DROPOUT,
         # As DeBERTa-v3: relative positions in buckets, none added to the input.
         relative_attention=True,
         position_buckets=32,

@@ -41,30 +41,36 @@ class TinyOrder:
         Raises:
             SettingsError: names the flag.
         """
-        if unknown := set(self.chosen) - set(families()):
+        if unknown := {name for name, _ in self.chosen} - set(families()):
             raise SettingsError(f"--families: unknown {', '.join(sorted(unknown))} -> use {', '.join(families())}")
         for name, least in (("hidden", 1), ("layers", 1), ("heads", 1), ("vocabulary", 1), ("positions", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"--{name}: must be at least {least}, not {getattr(self, name)}")
         if self.pretrain_epochs < 0:
             raise SettingsError(f"--pretrain-epochs: must be at least 0, not {self.pretrain_epochs}")
-        if self.hidden % (2 * self.heads):
-            raise SettingsError(f"--hidden: must be a multiple of twice --heads ({2 * self.heads}), not {self.hidden}")
+        for _, hidden in self.chosen:
+            if hidden < 1 or hidden % (2 * self.heads):
+                raise SettingsError(f"--hidden: must be a multiple of twice --heads ({2 * self.heads}), not {hidden}")
 
     @property
-    def chosen(self) -> tuple[str, ...]:
-        """Family names."""
-        return families() if self.families == "all" else tuple(self.families.split(","))
+    def chosen(self) -> tuple[tuple[str, int], ...]:
+        """Family names, each with its hidden size: ``llama`` has the common one, ``bert:64`` its own.
 
-    @property
-    def size(self) -> TinySize:
-        """Dimensions."""
-        return TinySize(self.hidden, self.layers, self.heads, self.vocabulary, self.positions)
+        Raises:
+            SettingsError: what stands behind a colon is no number.
+        """
+        if self.families == "all":
+            return tuple((name, self.hidden) for name in families())
+        pairs = [part.strip().partition(":") for part in self.families.split(",")]
+        if odd := [number for _, colon, number in pairs if colon and not number.isdecimal()]:
+            raise SettingsError(f"--families: {odd[0]!r} is no hidden size -> use names like llama or bert:64")
+        return tuple((name, int(number) if colon else self.hidden) for name, colon, number in pairs)
 
-    def job(self, family: str) -> Job:
+    def job(self, family: str, hidden: int) -> Job:
         """One checkpoint to be made."""
         epochs = self.pretrain_epochs if family in DECODERS else 0
-        settings = {"family": family, "size": vars(self.size), "seed": self.seed, "pretrain_epochs": epochs}
+        size = TinySize(hidden, self.layers, self.heads, self.vocabulary, self.positions)
+        settings = {"family": family, "size": vars(size), "seed": self.seed, "pretrain_epochs": epochs}
         inputs = {"texts": data_sha256(find_file(self.texts, "train", "--texts"))}
         return Job(settings=settings, inputs=inputs, final=self.out_dir / family)
 
@@ -78,8 +84,8 @@ def make_tiny_checkpoints(order: TinyOrder) -> None:
     """
     order.check()
     waiting = []
-    for family in order.chosen:
-        job = order.job(family)
+    for family, hidden in order.chosen:
+        job = order.job(family, hidden)
         recover(job.final)
         require_replaceable(job.final, STAGE)
         if job.is_up_to_date():
@@ -102,7 +108,7 @@ def _make(order: TinyOrder, job: Job, rows: Rows) -> None:
     directory.mkdir(parents=True)
     texts = [text for column in texts_of(rows) for text in column.to_pylist()]
     family, epochs = job.settings["family"], job.settings["pretrain_epochs"]
-    parameters = make_tiny_model(family, texts, directory, order.size, order.seed)
+    parameters = make_tiny_model(family, texts, directory, TinySize(**job.settings["size"]), order.seed)
     trained = ""
     if epochs:
         from arena_distill.training.tiny_pretrain import pretrain_tiny
