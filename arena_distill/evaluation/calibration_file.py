@@ -36,7 +36,7 @@ def write_calibration(directory: Path, report: Mapping[str, Any], views: Sequenc
     Raises:
         InputError: there are no weights.
     """
-    document = {**report, "views": view_names(views), "weights_sha256": _weights_sha256(directory)}
+    document = {**report, "views": view_names(views), "weights_sha256": weights_sha256(directory)}
     write_atomically(directory / CALIBRATION_FILE, json.dumps(document, indent=2) + "\n")
 
 
@@ -51,12 +51,17 @@ def read_calibration(directory: Path) -> SavedCalibration | None:
         return None
     temperature = load_calibration(path)
     document = json.loads(path.read_text("utf-8-sig"))
-    if document.get("weights_sha256") not in (None, _weights_sha256(directory)):
+    if document.get("weights_sha256") not in (None, weights_sha256(directory)):
         raise InputError(f"{path}: was fitted on other weights -> run student-calibrate again")
     return SavedCalibration(temperature, tuple(map(str, document.get("views") or ())), document)
 
 
-def _weights_sha256(directory: Path) -> str:
+def weights_sha256(directory: Path) -> str:
+    """What tells the weights in ``directory`` from others.
+
+    Raises:
+        InputError: there are none.
+    """
     whole = [sha256_file(path) for path in sorted(directory.glob("*.safetensors"))]
     if not whole:
         raise InputError(f"{directory}: no weights (*.safetensors) -> train the student again")

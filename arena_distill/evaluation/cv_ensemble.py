@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from arena_distill.evaluation.calibration_file import weights_sha256
 from arena_distill.evaluation.ensemble import (
     Space,
     combine,
@@ -27,8 +28,13 @@ from arena_distill.evaluation.ensemble import (
 )
 from arena_distill.evaluation.heldout import HELDOUT_FILE, HeldOut, read_heldout
 from arena_distill.evaluation.metrics import kaggle_log_loss
-from arena_distill.evaluation.submission_ensemble import read_submissions, refuse_overwriting, write_ensemble
-from arena_distill.runtime.artifacts import MANIFEST, read_manifest
+from arena_distill.evaluation.submission_ensemble import (
+    manifest_path,
+    read_submissions,
+    refuse_overwriting,
+    write_ensemble,
+)
+from arena_distill.runtime.artifacts import MANIFEST, read_manifest, read_manifest_file
 from arena_distill.runtime.errors import InputError, SettingsError
 
 Method: TypeAlias = Literal["auto", "equal", "inverse", "optimal"]
@@ -107,6 +113,10 @@ def read_run(output_dir: Path, run: str, student: str) -> list[FoldMember]:
         submission = output_dir / "sub" / f"{run}{'_' if run else ''}student_submission_fold_{fold}.csv"
         if not submission.is_file():
             raise InputError(f"{submission}: the submission of fold {fold} is missing{_remedy(output_dir, run, fold)}")
+        written = read_manifest_file(manifest_path(submission)) or {}
+        if (by := written.get("weights_sha256")) and by != weights_sha256(directory):
+            problem = f"was written by an earlier student than the one in {directory}"
+            raise InputError(f"{submission}: {problem}{_remedy(output_dir, run, fold)}")
         members.append(FoldMember(run, fold, directory, submission, read_heldout(directory / HELDOUT_FILE)))
     _refuse_shared_rows(members)
     return members

@@ -13,6 +13,7 @@ from arena_distill.data.find_file import find_file
 from arena_distill.data.loading import load_labels, load_test
 from arena_distill.data.records import targets
 from arena_distill.evaluation.calibration import TemperatureBoundWarning, calibration_report, view_probabilities
+from arena_distill.evaluation.calibration_file import weights_sha256
 from arena_distill.evaluation.heldout import HELDOUT_FILE, write_heldout
 from arena_distill.evaluation.metrics import score
 from arena_distill.evaluation.scoreboard import format_table, held_out_scores, read_truth
@@ -189,7 +190,12 @@ def infer(settings: StudentSettings) -> None:
         | {"student_max_length": student.max_length},
         inputs={"test_csv": sha256_file(test_file), "student": sha256_path(student.directory)},
         started=started,
-        details={"rows": len(ids), "temperature": temperature, "files": [test.summary.as_dict()]},
+        details={
+            "rows": len(ids),
+            "temperature": temperature,
+            "files": [test.summary.as_dict()],
+            "weights_sha256": weights_sha256(student.directory),
+        },
     )
     print(f"{path}: {len(ids):,} rows written")
     if votes is not None and learned_from is not None:

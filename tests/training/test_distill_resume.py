@@ -290,7 +290,7 @@ def test_a_run_that_goes_on_takes_the_weights_of_the_checkpoint(
     assert marked and all((found[name] - 1).abs().max() < 0.1 for name in marked)
 
 
-@pytest.mark.parametrize(("before", "now"), [(0, 5), (5, 0), (5, 1)])
+@pytest.mark.parametrize(("before", "now"), [(0, 5), (5, 1)])
 def test_a_checkpoint_is_gone_on_from_with_the_patience_that_is_asked_for(
     before: int, now: int, distill_root: Path, backbones: Path, tmp_path: Path
 ) -> None:
@@ -514,7 +514,7 @@ def test_a_finished_student_is_trained_again_on_demand_and_comes_out_the_same(
     assert results(student_dir(root)) == results(student_dir(students))
 
 
-@pytest.mark.parametrize("lost", [ADAPTER, HEAD, "tokenizer.json"])
+@pytest.mark.parametrize("lost", [ADAPTER, "tokenizer.json"])
 def test_a_student_that_has_lost_a_file_is_trained_again(
     lost: str, students: Path, backbones: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from arena_distill.training.soft_labels import find_label_files, labels_of_famil
 from arena_distill.training.teacher_job import TeacherJob, plan_teachers
 from arena_distill.training.teacher_settings import TeacherSettings
 from tests.inference.oof_runs import (
+    EXTRA,
     N_FOLDS,
     QUICK_TEACHER,
     adapter,
@@ -131,7 +132,7 @@ def test_without_any_family_there_is_nothing_to_train_and_an_encoder_is_one() ->
 
 BAD_VALUES = [
     ("encoder_epochs", 0), ("encoder_lr", 0), ("encoder_lr", "fast"), ("encoder_maxlen", 15),
-    ("encoder_per_device_bs", 0), ("encoder_grad_accum", 0), ("encoder_name", "a/b"), ("encoder_name", ""),
+    ("encoder_per_device_bs", 0), ("encoder_grad_accum", 0), ("encoder_name", "a/b"),
 ]  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_a_value_out_of_bounds_is_refused_by_its_setting(name: str, value: objec
 
 def test_a_misspelt_variable_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENCODER_MAXLENGTH", "512")
-    with pytest.raises(SettingsError, match="unknown variable ENCODER_MAXLENGTH .* did you mean ENCODER_MAXLEN"):
+    with pytest.raises(SettingsError, match=r"unknown variable ENCODER_MAXLENGTH .* did you mean ENCODER_MAXLEN"):
         settings_of()
 
 
@@ -173,7 +174,7 @@ def run_settings(backbones: Path) -> dict[str, Any]:
 
 def jobs_of(root: Path, backbones: Path, **changes: object) -> dict[str, list[TeacherJob]]:
     """The plan of step 3 by family; ``changes`` on top of what ``trained`` was made with."""
-    given = {**QUICK_TEACHER, "extra_data": "data/sample/ultrafeedback.csv", **run_settings(backbones), **changes}
+    given = {**QUICK_TEACHER, "extra_data": EXTRA, **run_settings(backbones), **changes}
     jobs = plan_teachers(parse_settings(TeacherSettings, arguments(root, **given), program="x", description=""))
     return {name: [job for job in jobs if job.name == name] for name in {job.name: None for job in jobs}}
 
@@ -199,12 +200,6 @@ def stale(jobs: list[TeacherJob]) -> bool:
     return answers.pop()
 
 
-@pytest.fixture
-def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-
-
-@pytest.mark.usefixtures("in_repository")
 @pytest.mark.parametrize(
     ("name", "value", "again"),
     [
@@ -219,7 +214,6 @@ def test_a_setting_of_one_family_leaves_the_other_one_finished(
     assert {family for family in (LLAMA, ENCODER) if stale(jobs[family])} == again
 
 
-@pytest.mark.usefixtures("in_repository")
 @pytest.mark.parametrize(("name", "value"), OF_BOTH)
 def test_a_setting_of_both_families_trains_both_again(name: str, value: object, trained: Path, backbones: Path) -> None:
     # folds of another seed have another name
@@ -228,7 +222,6 @@ def test_a_setting_of_both_families_trains_both_again(name: str, value: object, 
     assert stale(jobs[LLAMA]) and stale(jobs[ENCODER])
 
 
-@pytest.mark.usefixtures("in_repository")
 def test_with_unchanged_settings_all_are_finished_and_an_encoder_more_or_less_changes_nothing(
     trained: Path, backbones: Path
 ) -> None:
@@ -243,7 +236,6 @@ def test_with_unchanged_settings_all_are_finished_and_an_encoder_more_or_less_ch
     assert list(same) == [ENCODER] and not stale(same[ENCODER])
 
 
-@pytest.mark.usefixtures("in_repository")
 def test_an_encoder_is_a_whole_model_and_the_others_are_adapters(trained: Path, backbones: Path) -> None:
     jobs = jobs_of(trained, backbones)
     for fold in range(N_FOLDS):
@@ -251,7 +243,7 @@ def test_an_encoder_is_a_whole_model_and_the_others_are_adapters(trained: Path, 
         assert whole.final == trained / "model_save" / f"{ENCODER}_fold_{fold}" and whole.merged is None
         assert lora.final == adapter(trained, LLAMA, fold) and lora.merged is not None
         assert (whole.fold, whole.base) == (fold, str(backbones / "bert"))
-    with pytest.raises(InputError, match="ENCODER_FT_BASE=.*nowhere"):
+    with pytest.raises(InputError, match=r"ENCODER_FT_BASE=.*nowhere"):
         jobs_of(trained, backbones, encoder_ft_base="./nowhere")
 
 

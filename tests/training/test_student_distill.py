@@ -125,18 +125,17 @@ def test_teachers_teach_and_with_no_weight_they_leave_the_student_to_the_last_by
     votes = trained("student-train", quick("votes"))
     assert trained("student-distill-train", quick("none", **teachers, distill_alpha=0)) == votes
     different = {votes}
-    for number, weights in enumerate(
-        (
-            {},
-            {"distill_alpha": 1},
-            {"distill_temp": 1},
-            {"distill_temp_schedule": "linear:5,2"},
-            {"distill_alpha": 0, "distill_mse_weight": 1},
-            {"distill_alpha": 0, "distill_cosine_weight": 1},
-        )
-    ):
+    lessons: list[Settings] = [
+        {},
+        {"distill_alpha": 1},
+        {"distill_temp": 1},
+        {"distill_temp_schedule": "linear:5,2"},
+        {"distill_alpha": 0, "distill_mse_weight": 1},
+        {"distill_alpha": 0, "distill_cosine_weight": 1},
+    ]
+    for number, weights in enumerate(lessons):
         different.add(trained("student-distill-train", quick(f"s{number}", **teachers, **weights)))
-    assert len(different) == 7, "a setting of the loss has no effect"
+    assert len(different) == 1 + len(lessons), "a setting of the loss has no effect"
 
 
 def test_a_glob_a_list_and_names_given_twice_mean_the_same_files(

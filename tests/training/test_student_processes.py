@@ -30,7 +30,7 @@ Settings = dict[str, object]
 def teachers(small_train_csv: Path, tmp_path: Path) -> Settings:
     """Two teachers, one with a say on half of the rows, and a temperature that falls while the student is trained."""
     rows = load_labelled(small_train_csv).rows
-    files = []
+    files: list[Path] = []
     for name, logits in teacher_logits(rows).items():
         if files:
             logits[::2] = np.nan
