@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "data" / "sample"
 
 OWN_PREFIXES = (
-    *("STUDENT_", "DISTILL_", "CV_", "TEACHER_", "POSTPRE_", "INFER_", "FOLDS_"),
+    *("STUDENT_", "DISTILL_", "CV_", "TEACHER_", "ENCODER_", "POSTPRE_", "INFER_", "FOLDS_"),
     *("LLAMA_", "QWEN_", "GEMMA_", "SKIP_"),
 )
 GENERAL_SETTINGS = {

@@ -53,7 +53,10 @@ def read_calibration(directory: Path) -> SavedCalibration | None:
     document = json.loads(path.read_text("utf-8-sig"))
     if document.get("weights_sha256") not in (None, weights_sha256(directory)):
         raise InputError(f"{path}: was fitted on other weights -> run student-calibrate again")
-    return SavedCalibration(temperature, tuple(map(str, document.get("views") or ())), document)
+    views = document.get("views") or []
+    if not isinstance(views, list):
+        raise InputError(f"{path}: 'views' must be a list, not {views!r:.40} -> run student-calibrate again")
+    return SavedCalibration(temperature, tuple(map(str, views)), document)
 
 
 def weights_sha256(directory: Path) -> str:

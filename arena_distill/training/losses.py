@@ -118,7 +118,9 @@ class DistillationLoss:
         votes = soft_cross_entropy(logits, targets, self.label_smoothing)
         if teacher_logits is None or not self.hears_teachers:
             return votes
-        weights = torch.tensor(self.teacher_weights or (1.0,) * teacher_logits.shape[1], device=logits.device)
+        weights = torch.tensor(
+            self.teacher_weights or (1.0,) * teacher_logits.shape[1], dtype=torch.float64, device=logits.device
+        )
         temperature = self.temperature.at(progress)
         soft, heard = teacher_probabilities(teacher_logits, weights, temperature)
         loss = self.alpha * distillation_kl(logits, soft, temperature) + (1.0 - self.alpha) * votes

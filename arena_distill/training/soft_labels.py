@@ -6,6 +6,7 @@ Imports no torch: a wrong file must show in a second, not after a model is loade
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from arena_distill.data.records import Rows, targets
-from arena_distill.evaluation.calibration import MAX_TEMPERATURE, fit_temperature
+from arena_distill.evaluation.calibration import MAX_TEMPERATURE, TemperatureBoundWarning, fit_temperature
 from arena_distill.evaluation.metrics import kaggle_log_loss, softmax
 from arena_distill.inference.oof_table import OofFamily
 from arena_distill.runtime.artifacts import read_manifest, sha256_file
@@ -57,7 +58,11 @@ class SoftLabels:
             loss = kaggle_log_loss(softmax(said), known)
             prior = kaggle_log_loss(np.tile(known.mean(axis=0), (len(known), 1)), known)
             line = f"teacher       {name}: {len(said):,} of {len(rows):,} rows, log loss {loss:.4f} (prior {prior:.4f})"
-            if fit_temperature(said, known) >= MAX_TEMPERATURE:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TemperatureBoundWarning)
+                # In units of their own spread, so that only the direction of the logits counts.
+                hopeless = fit_temperature(said / (said.std() or 1.0), known) >= MAX_TEMPERATURE
+            if hopeless:
                 line += (
                     "\nWARNING: at no temperature does this teacher foretell the votes better than chance. Is its file "
                     "of other data, or of these rows in another order?"
@@ -103,6 +108,8 @@ def find_label_files(patterns: str, setting: str) -> list[Path]:
                 "model_save/[RUN/]teacher_logits/NAME_fold_K/teacher_logits_fold_K.npy"
             )
         files += [Path(name) for name in found]
+    if not files:
+        raise InputError(f"{setting}={patterns}: names no file -> give paths or globs of .npy files, comma list")
     return list({path.resolve(): path for path in files}.values())
 
 
@@ -143,7 +150,7 @@ def _read_array(path: Path, count: int, train_file: Path, probabilities: bool) -
     wanted = f"raw logits of shape ({count}, 3), one row for each of the {count:,} usable rows of {train_file.name}"
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header or archive can raise nearly anything
         raise InputError(f"{path}: not a readable .npy file ({str(error)[:100]}) -> expected {wanted}") from error
     if not isinstance(array, np.ndarray):  # an .npz archive
         raise InputError(f"{path}: is an archive of arrays -> save one array with numpy.save; expected {wanted}")

@@ -133,8 +133,8 @@ def _fit(settings: TeacherSettings, job: TeacherJob, train: Rows) -> tuple[Prefe
         chosen = np.random.default_rng(settings.seed).choice(len(train), settings.teacher_subset_size, replace=False)
         train = train.take(np.sort(chosen))
     teacher = make_model(job.base, job.base, _recipe(settings), settings.teacher_fsdp)
-    teacher.layout.check_limit(settings.teacher_maxlen, "--teacher-maxlen (or TEACHER_MAXLEN)")
-    check_lengths(teacher.model, [settings.teacher_maxlen], "--teacher-maxlen (or TEACHER_MAXLEN)")
+    teacher.layout.check_limit(settings.teacher_maxlen, settings.length_setting(job.name))
+    check_lengths(teacher.model, [settings.teacher_maxlen], settings.length_setting(job.name))
     dataset = make_dataset(
         train, teacher.tokenizer, teacher.layout, settings.teacher_maxlen, settings.teacher_swap_augment
     )

@@ -21,6 +21,9 @@ def label_words(text: str) -> str:
     return ",".join(words)
 
 
+_OF_LABELS_AND_LORA = ("label_words", "lora_alpha", "lora_dropout")  # an encoder has no use for them
+
+
 class TeacherSettings(FoldedSettings):
     """Everything step 3 can be told."""
 
@@ -119,6 +122,11 @@ class TeacherSettings(FoldedSettings):
             if not skip
         }
 
+    def length_setting(self, name: str) -> str:
+        """What says how long the texts of one teacher may be, for messages."""
+        family = "encoder" if self.encoder_ft_base and name == self.encoder_name else "teacher"
+        return f"--{family}-maxlen (or {family.upper()}_MAXLEN)"
+
     def of_family(self, name: str) -> TeacherSettings:
         """The settings as they hold for one teacher: the encoder has its own for some, and neither LoRA nor labels."""
         if not self.encoder_ft_base or name != self.encoder_name:
@@ -126,7 +134,9 @@ class TeacherSettings(FoldedSettings):
         own = ("epochs", "lr", "maxlen", "per_device_bs", "grad_accum")
         update = {f"teacher_{key}": getattr(self, f"encoder_{key}") for key in own}
         return self.model_copy(
-            update=update | {"teacher_head": "seq_cls", "teacher_lora_r": 0, "teacher_quant": "none"}
+            update=update
+            | {"teacher_head": "seq_cls", "teacher_lora_r": 0, "teacher_quant": "none"}
+            | {f"teacher_{key}": type(self).model_fields[f"teacher_{key}"].default for key in _OF_LABELS_AND_LORA}
         )
 
     def default_base(self, setting: str) -> Path:

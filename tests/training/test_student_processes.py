@@ -26,6 +26,21 @@ WEIGHTS = "model.safetensors"
 Settings = dict[str, object]
 
 
+def logged(directory: Path, name: str) -> list[tuple[int, float]]:
+    """A figure by its step in the course of a training."""
+    entries = json.loads((directory / "training_log.json").read_text())
+    return [(entry["step"], entry[name]) for entry in entries if name in entry]
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file, which another process may be writing or removing, is whole."""
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 @pytest.fixture
 def teachers(small_train_csv: Path, tmp_path: Path) -> Settings:
     """Two teachers, one with a say on half of the rows, and a temperature that falls while the student is trained."""
@@ -66,7 +81,7 @@ def test_after_sigkill_the_same_command_ends_with_the_same_student(
     killed = tmp_path / "killed"
     process = start("student-distill-train", **settings("killed"))
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".killed.partial-*/training/checkpoint-*/trainer_state.json")):
+    while not any(map(is_json, tmp_path.glob(".killed.partial-*/training/checkpoint-*/trainer_state.json"))):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.01)
@@ -78,6 +93,9 @@ def test_after_sigkill_the_same_command_ends_with_the_same_student(
     assert again.returncode == 0, output
     assert "going on from checkpoint-" in output
     assert (killed / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    for figure in ("grad_norm", "eval_log_loss"):  # the best weights may be older than the kill: these are not
+        before, after = (logged(directory, figure) for directory in (tmp_path / "whole", killed))
+        assert after == before and len(after) >= 4, figure
     one, two = (manifest_of(tmp_path / name) for name in ("whole", "killed"))
     assert one["metrics"] == two["metrics"] and one["initial_sha256"] == two["initial_sha256"]
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
@@ -98,11 +116,6 @@ def by_torchrun(settings: Settings) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def losses(directory: Path) -> list[float]:
-    log = json.loads((directory / "training_log.json").read_text())
-    return [entry["loss"] for entry in log if "loss" in entry]
-
-
 @pytest.mark.slow
 def test_two_processes_train_the_student_that_one_trains(
     backbones: Path, small_train_csv: Path, teachers: Settings, tmp_path: Path
@@ -119,7 +132,7 @@ def test_two_processes_train_the_student_that_one_trains(
     for line in (": trained in", "distillation  ", "parameters, "):
         assert printed.count(line) == 1, f"one process speaks for both: {line}\n{printed}"
     one, two = tmp_path / "one", tmp_path / "two"
-    first, second = losses(one), losses(two)
+    first, second = ([loss for _, loss in logged(directory, "loss")] for directory in (one, two))
     assert len(first) >= 8 and max(first) - min(first) > 1e-2, (
         "nothing changes: the curves would agree whatever happens"
     )
