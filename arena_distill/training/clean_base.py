@@ -7,7 +7,7 @@ from pathlib import Path
 from arena_distill.data.folds import Folds
 from arena_distill.runtime.artifacts import fingerprint, read_manifest
 from arena_distill.runtime.errors import InputError
-from arena_distill.runtime.stages import POST_PRETRAIN, TRAIN_TEACHERS
+from arena_distill.runtime.stages import DISTILL_STUDENT, POST_PRETRAIN, TRAIN_TEACHERS
 from arena_distill.training.post_pretrain_job import BASE_ROWS
 
 
@@ -27,7 +27,7 @@ def require_clean_base(base: str, folds: Folds, setting: str) -> None:
     if manifest is None:
         return
     verified = manifest.get("verified") or {}
-    if manifest["stage"] in (TRAIN_TEACHERS.name, "student-train") or "fold" in verified:
+    if manifest["stage"] in (TRAIN_TEACHERS.name, DISTILL_STUDENT.name, "student-train") or "fold" in verified:
         raise InputError(
             f"{setting}={base}: was trained on votes that teachers hold out -> name the model it was made from"
         )

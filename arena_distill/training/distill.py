@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerControl, TrainingArguments, set_seed
 
 from arena_distill.data.prompts import View
 from arena_distill.data.records import Rows, targets
@@ -27,7 +27,7 @@ from arena_distill.evaluation.metrics import row_gaps, score, softmax
 from arena_distill.inference.judge import ClassifierJudge
 from arena_distill.inference.tta import tta_views
 from arena_distill.models.head_file import save_head
-from arena_distill.runtime.artifacts import publish, write_manifest
+from arena_distill.runtime.artifacts import publish, write_atomically, write_manifest
 from arena_distill.runtime.errors import InputError
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.distill_data import StudentRows
@@ -58,13 +58,19 @@ def distill_student(
     """
     started = time.time()
     with locked_by_main(job.final):
-        if is_main_process():
-            job.open_partial()
-            _take_checkpoint(job)
-            job.write_record()
-        if teachers is not None:
-            say(hearing(teachers, rows.train))
-        student, fitted = _fit(settings, job, rows, teachers)
+        try:
+            if is_main_process():
+                _take_back_checkpoints(job)
+                job.open_partial()
+                _take_checkpoint(job)
+                job.write_record()
+            if teachers is not None:
+                say(hearing(teachers, rows.train))
+            student, fitted = _fit(settings, job, rows, teachers)
+        except BaseException:
+            if is_main_process():
+                job.drop_if_empty()
+            raise
         judge = ClassifierJudge(
             fitted.trainer.model,
             student.tokenizer,
@@ -94,6 +100,14 @@ def distill_student(
     return loss
 
 
+def _take_back_checkpoints(job: DistillJob) -> None:
+    """Undo the last act of ``_finish``, if the run was killed between it and publishing."""
+    work = job.partial / "training"
+    for checkpoint in (job.partial / "model").glob("checkpoint-*"):
+        work.mkdir(parents=True, exist_ok=True)
+        checkpoint.rename(work / checkpoint.name)
+
+
 def _take_checkpoint(job: DistillJob) -> None:
     """Copy the checkpoint to go on from, and the best one beside it, unless the run has one of its own already."""
     work = job.partial / "training"
@@ -105,8 +119,17 @@ def _take_checkpoint(job: DistillJob) -> None:
     for source in {job.checkpoint.parent / best, job.checkpoint}:
         if source.is_dir():
             shutil.copytree(source, work / source.name)
-    if last_whole_checkpoint(work) is None:
+    if last_whole_checkpoint(work) != work / job.checkpoint.name:
+        for copy in work.glob("checkpoint-*"):
+            shutil.rmtree(copy)
         raise InputError(f"RESUME_CHECKPOINT={job.checkpoint}: files are missing or cut off -> give another checkpoint")
+    # Where the run that wrote it would have ended, and its patience, are not this run's.
+    patience = job.settings["student_early_stopping"]
+    state["max_steps"] = state["global_step"] + 1
+    state["stateful_callbacks"] = {"TrainerControl": TrainerControl().state()}
+    if patience:
+        state["stateful_callbacks"]["EarlyStoppingCallback"] = EarlyStoppingCallback(patience).state()
+    write_atomically(work / job.checkpoint.name / "trainer_state.json", json.dumps(state, indent=2, sort_keys=True))
 
 
 def _fit(

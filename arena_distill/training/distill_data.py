@@ -12,7 +12,7 @@ from arena_distill.data.fold_files import read_fold_csv
 from arena_distill.data.folds import Folds, load_folds
 from arena_distill.data.loading import load_labelled
 from arena_distill.data.merging import is_extra, shares_prompt
-from arena_distill.data.records import Rows
+from arena_distill.data.records import PROBABILITY_COLUMNS, Rows, targets
 from arena_distill.data.splits import scoring_half
 from arena_distill.inference.oof_table import read_oof_table
 from arena_distill.runtime.errors import DataError
@@ -96,6 +96,8 @@ class DistillData:
         known = np.array(self.base["row_hash"].to_pylist(), dtype=object)[index]
         given = np.array(rows["row_hash"].to_pylist(), dtype=object)[place]
         refuse(given != known, "row_hash", "is not that of base row {} in the data file")
+        votes = (targets(rows)[place] != targets(self.base)[index]).any(axis=1)
+        refuse(votes, PROBABILITY_COLUMNS[0], "the vote is not that of base row {} in the data file")
         held_out = self.folds.fold[index] == fold
         refuse(held_out != (part == "val"), "base_idx", f"base row {{}} is not of the {part} part of fold {fold}")
         wanted = np.flatnonzero((self.folds.fold == fold) == (part == "val"))

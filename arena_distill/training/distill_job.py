@@ -39,6 +39,9 @@ _WITHOUT_EFFECT = {
     "resume_checkpoint", "student_eval_tokens", "student_num_workers",
 }  # fmt: skip
 _ONLY_WITH_TEACHERS = {"student_teachers", "student_t_soft", "student_temp_schedule"}
+_IN_CHECKPOINT = (
+    "student_lora_r", "student_lora_alpha", "student_lr", "student_head_lr", "student_weight_decay",
+)  # fmt: skip
 _ORIGIN = ("folds_json", "fold_train_csv", "student_model")  # inputs that a checkpoint to go on from must share
 
 
@@ -72,6 +75,11 @@ def plan_students(settings: DistillSettings) -> list[DistillJob]:
     folds = load_folds(settings.folds_path)
     inputs["folds_json"] = sha256_file(settings.folds_path)
     folds.check_count(settings.n_folds, settings.folds_path)
+    if beyond := [fold for fold in settings.fold_numbers if fold >= folds.n_folds]:
+        raise SettingsError(
+            f"--student-folds (or STUDENT_FOLDS): {settings.folds_path} has the folds 0 … {folds.n_folds - 1}, "
+            f"no fold {beyond[0]}"
+        )
     base = check_backbone(settings.student_model_name, "STUDENT_MODEL_NAME")
     require_clean_base(base, folds, "STUDENT_MODEL_NAME")
     inputs["student_model"] = model_identity(base)
@@ -102,8 +110,9 @@ def _job(
         if not path.is_file():
             raise InputError(f"{path}: no such fold file -> run {MAKE_FOLDS.script}, or name them in FOLDS_OUT_DIR")
     final = settings.student_dir(fold)
-    if (other := re.search(r"_fold_(\d+)$", final.name)) and int(other[1]) != fold:
-        raise SettingsError(f"STUDENT_OUTDIR={final}: is of fold {other[1]}, not {fold} -> leave the number out")
+    given = Path(settings.student_outdir)
+    if (other := re.search(r"_fold_(\d+)$", given.name)) and given != final:
+        raise SettingsError(f"STUDENT_OUTDIR={given}: is of fold {other[1]}, not {fold} -> leave the number out")
     recover(final)
     require_replaceable(final, STAGE)
     job = DistillJob(
@@ -151,13 +160,20 @@ def _from_checkpoint(job: DistillJob, checkpoint: Path) -> DistillJob:
     for name in _ORIGIN:
         if record["inputs"].get(name) != job.inputs[name]:
             raise InputError(f"RESUME_CHECKPOINT={checkpoint}: was trained with another {name} -> start without it")
+    for name in _IN_CHECKPOINT:
+        old, new = record["settings"].get(name), job.settings[name]
+        if old != new:
+            raise InputError(
+                f"RESUME_CHECKPOINT={checkpoint}: was trained with {name} {old}, which weights or optimizer hold, and "
+                f"cannot go on with {new} -> give the same, or start without it"
+            )
     return replace(job, checkpoint=checkpoint, inputs=job.inputs | {"checkpoint": sha256_path(checkpoint)})
 
 
 def _record_of(checkpoint: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((checkpoint.parent / JOB_FILE).read_text("utf-8"))
-        return record if {"stage", "fold", "inputs"} <= record.keys() else None
+        return record if {"stage", "fold", "settings", "inputs"} <= record.keys() else None
     except FileNotFoundError:
         return read_manifest(checkpoint.parent)
     except (ValueError, AttributeError):
