@@ -15,8 +15,15 @@ for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DI
 done
 source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
+case " $* " in
+*" --help "* | *" -h "*) exec python main.py --help ;;
+*" --mode"* | *" --run"* | *" --output-dir"* | *" --cv-"*)
+  echo "error: give RUN, OUTPUT_DIR and CV_NUM_FOLDS as variables: other jobs need them too" >&2 && exit 2 ;;
+esac
+number=$(setting CV_NUM_FOLDS 5)
+[[ $number =~ ^[1-9][0-9]*$ && $number -ge 2 ]] || { echo "error: CV_NUM_FOLDS=$number: is no number of folds -> 2 or more" >&2 && exit 2; }
 command -v sbatch >/dev/null || { echo "error: no Slurm here (sbatch) -> bash job_distill_all_in_one.sh" >&2 && exit 2; }
 unset FOLD CV_FOLD_IDX # each task takes its own
-folds=$(sbatch --parsable --array="0-$(($(setting CV_NUM_FOLDS 5) - 1))" job_distill.sh "$@")
+folds=$(sbatch --parsable --array="0-$((number - 1))" job_distill.sh "$@")
 ensemble=$(sbatch --parsable --dependency="afterok:${folds%%;*}" --kill-on-invalid-dep=yes step9_eval.sh)
 log "submitted the folds as job ${folds%%;*} and their ensemble as job ${ensemble%%;*} (squeue --me; logs/)"

@@ -36,9 +36,10 @@ setting() {
   local file=${PROFILE:-}
   if [ -n "$file" ] && [ "${file%.env}" = "$file" ]; then file=conf/profiles/$file.env; fi
   local line=
-  if [ -n "$file" ] && [ -f "$file" ]; then line=$(grep -E "^(export )?$1=" "$file" | tail -n 1 || true); fi
+  if [ -n "$file" ] && [ -f "$file" ]; then line=$(grep -E "^(export +)?$1 *=" "$file" | tail -n 1 || true); fi
   line=${line#*=}
   line=${line%%[[:space:]]#*}
+  line=$(sed -E "s/^[[:space:]]+|[[:space:]]+\$//g; s/^([\"'])(.*)\1\$/\2/" <<<"$line") # quotes, as in any .env file
   printf '%s' "${!1:-${line:-${2:-}}}"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,15 @@ def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(OWN_PREFIXES) or name in GENERAL_SETTINGS:
             monkeypatch.delenv(name)
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file, which another process may be writing or removing, is whole."""
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _head_of(file: Path, rows: int, into: Path) -> Path:

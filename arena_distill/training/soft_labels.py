@@ -93,14 +93,15 @@ def labels_of_families(
     return SoftLabels(tuple(chosen), logits, tuple(weights.get(name, 1.0) for name in chosen))
 
 
-def find_label_files(patterns: str, setting: str) -> list[Path]:
-    """The files that a comma list of paths and globs names, in order, each once.
+def find_label_files(patterns: str | Sequence[str], setting: str) -> list[Path]:
+    """The files that paths and globs (a list of them, or a comma list) name, in order, each once.
 
     Raises:
         InputError: one of them names nothing.
     """
     files: list[Path] = []
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    given = patterns.split(",") if isinstance(patterns, str) else patterns
+    for pattern in filter(None, (part.strip() for part in given)):
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
         if not found:
             raise InputError(

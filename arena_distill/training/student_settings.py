@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -159,12 +160,13 @@ class StudentSettings(RunSettings):
         return self.model_save / f"student_distilbert{self.fold_suffix}"
 
     @property
-    def teacher_patterns(self) -> str:
+    def teacher_patterns(self) -> str | list[str]:
         """Where teachers' logits are: as given, else step 4's, of this run or, if it has none, of no run."""
         if self.distill_teachers:
             return self.distill_teachers
         own, common = (directory / "teacher_logits" for directory in (self.model_save, self.output_dir / "model_save"))
-        return str((own if own.is_dir() else common) / "*_fold_*" / "teacher_logits_fold_*.npy")
+        directory = glob.escape(str(own if own.is_dir() else common))
+        return [f"{directory}/*_fold_*/teacher_logits_fold_*.npy"]
 
     @property
     def submission_path(self) -> Path:

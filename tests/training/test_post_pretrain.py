@@ -26,7 +26,7 @@ from arena_distill.models.free_memory import available_memory
 from arena_distill.models.memory import TrainingShape, estimate_memory
 from arena_distill.models.tiny import TinySize, make_tiny_model
 from arena_distill.runtime.errors import EXIT_BAD_SETTINGS, ArenaError, DataError, InputError, SettingsError
-from tests.conftest import REPOSITORY, SAMPLE
+from tests.conftest import REPOSITORY, SAMPLE, is_json
 from tests.training.teacher_runs import EXTRA, contents, flags, manifest_of, quick_step1, run_script, start, step1
 
 ADAPTER = "adapter_model.safetensors"
@@ -196,7 +196,7 @@ def test_after_sigkill_the_same_command_goes_on_and_ends_with_the_same_weights(
     process = start("post_pretrain.py", **settings(tmp_path / "killed"))
     deadline = time.monotonic() + 120
     checkpoints = ".post_pretrain_llama_lora.partial-*/training/checkpoint-*/trainer_state.json"
-    while not list((tmp_path / "killed" / "model_save").glob(checkpoints)):
+    while not any(map(is_json, (tmp_path / "killed" / "model_save").glob(checkpoints))):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.005)

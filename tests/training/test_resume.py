@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from arena_distill.training.trainer import last_whole_checkpoint
+from tests.conftest import is_json
 from tests.training.student_runs import quick_settings, run_mode, start
 
 
@@ -40,7 +41,7 @@ def test_after_sigkill_the_same_command_ends_with_the_same_weights(
     settings = _settings(backbones, small_train_csv, killed)
     process = start("student-train", **settings)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".killed.partial-*/training/checkpoint-*/trainer_state.json")):
+    while not any(map(is_json, tmp_path.glob(".killed.partial-*/training/checkpoint-*/trainer_state.json"))):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.01)

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from arena_distill.data.loading import load_labelled
-from tests.conftest import SAMPLE
+from tests.conftest import SAMPLE, is_json
 from tests.training.distill_runs import teacher_logits
 from tests.training.student_runs import REPOSITORY, arguments, quick_settings, run_mode, start
 from tests.training.teacher_runs import manifest_of
@@ -30,15 +30,6 @@ def logged(directory: Path, name: str) -> list[tuple[int, float]]:
     """A figure by its step in the course of a training."""
     entries = json.loads((directory / "training_log.json").read_text())
     return [(entry["step"], entry[name]) for entry in entries if name in entry]
-
-
-def is_json(path: Path) -> bool:
-    """Whether a file, which another process may be writing or removing, is whole."""
-    try:
-        json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 @pytest.fixture

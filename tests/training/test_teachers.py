@@ -27,6 +27,7 @@ from arena_distill.inference.judge import load_judge
 from arena_distill.models.classifier import HEAD_MODULES, load_classifier, load_tokenizer, pad_batch
 from arena_distill.models.label_tokens import LabelTokens
 from arena_distill.models.tiny import TinySize, make_tiny_model
+from tests.conftest import is_json
 from tests.training.teacher_runs import (
     EXTRA,
     FOLDS,
@@ -358,7 +359,7 @@ def test_a_second_run_trains_nothing_and_another_setting_trains_again(
 
 def _wait_for_checkpoint(process: subprocess.Popen[str], pattern: str, directory: Path) -> None:
     deadline = time.monotonic() + 120
-    while not list(directory.glob(f"{pattern}/checkpoint-*/trainer_state.json")):
+    while not any(map(is_json, directory.glob(f"{pattern}/checkpoint-*/trainer_state.json"))):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.005)
