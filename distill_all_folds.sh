@@ -15,10 +15,11 @@ for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DI
 done
 source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
+unset STUDENT_OUTPUT_MODEL_DIR STUDENT_SUBMISSION_PATH # the ensemble looks for the default places
 case " $* " in
 *" --help "* | *" -h "*) exec python main.py --help ;;
-*" --mode"* | *" --run"* | *" --output-dir"* | *" --cv-"*)
-  echo "error: give RUN, OUTPUT_DIR and CV_NUM_FOLDS as variables: other jobs need them too" >&2 && exit 2 ;;
+*" --mode"* | *" --run"* | *" --output-dir"* | *" --cv-"* | *" --student-output-"* | *" --student-submission-"*)
+  echo "error: say where and how many by RUN, OUTPUT_DIR and CV_NUM_FOLDS alone: the ensemble needs them too" >&2 && exit 2 ;;
 esac
 number=$(setting CV_NUM_FOLDS 5)
 [[ $number =~ ^[1-9][0-9]*$ && $number -ge 2 ]] || { echo "error: CV_NUM_FOLDS=$number: is no number of folds -> 2 or more" >&2 && exit 2; }

@@ -30,13 +30,24 @@ def view_names(views: Sequence[View]) -> tuple[str, ...]:
     return tuple(f"{view.max_length}{' swapped' if view.swap else ''}" for view in views)
 
 
-def write_calibration(directory: Path, report: Mapping[str, Any], views: Sequence[View]) -> None:
+def write_calibration(
+    directory: Path, report: Mapping[str, Any], views: Sequence[View], weights: str | None = None
+) -> None:
     """Keep ``report`` with what it holds for: the weights in ``directory``, and these views.
 
+    Args:
+        directory: of the student.
+        report: temperature and figures.
+        views: that the logits were of.
+        weights: what ``weights_sha256`` was when the logits were made; default: what it is now.
+
     Raises:
-        InputError: there are no weights.
+        InputError: there are no weights, or others than those.
     """
-    document = {**report, "views": view_names(views), "weights_sha256": weights_sha256(directory)}
+    now = weights_sha256(directory)
+    if weights not in (None, now):
+        raise InputError(f"{directory}: was trained again in the meantime -> run student-calibrate again")
+    document = {**report, "views": view_names(views), "weights_sha256": now}
     write_atomically(directory / CALIBRATION_FILE, json.dumps(document, indent=2) + "\n")
 
 

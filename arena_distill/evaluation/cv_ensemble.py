@@ -119,7 +119,23 @@ def read_run(output_dir: Path, run: str, student: str) -> list[FoldMember]:
             raise InputError(f"{submission}: {problem}{_remedy(output_dir, run, fold)}")
         members.append(FoldMember(run, fold, directory, submission, read_heldout(directory / HELDOUT_FILE)))
     _refuse_shared_rows(members)
+    _refuse_other_tests(members)
     return members
+
+
+def _refuse_other_tests(members: Sequence[FoldMember]) -> None:
+    """Refuse predictions of different files, whose rows may carry the same ids."""
+    first: tuple[Path, str] | None = None
+    for member in members:
+        written = read_manifest_file(manifest_path(member.submission)) or {"inputs": {}}
+        test = written["inputs"].get("test_csv")
+        if test is None:
+            continue
+        if first is not None and test != first[1]:
+            raise InputError(
+                f"{member.submission}: predicts another test file than {first[0]} -> predict one file with every fold"
+            )
+        first = first or (member.submission, test)
 
 
 def common_rows(runs: Sequence[Sequence[FoldMember]]) -> CommonRows:

@@ -46,7 +46,7 @@ _WARM_UP_ROWS = 8
 
 SECOND_ORDER_LEAK = (
     "CV figures of distilled students: their held-out rows were seen by the other folds' teachers (a second-order "
-    "leak); the test file above was seen by none."
+    "leak); the table above is of a test file."
 )
 
 
@@ -496,7 +496,7 @@ def _holdout_table(groups: Sequence[RunGroup]) -> Iterator[str]:
         rows = round(float(np.mean([sum(one.rows for one in run) for run in known])))
         name = f"{group.name}, {'cross-validated' if group.folded else 'holdout'}"
         lines.append([name, f"{np.mean(means):.4f}", f"{rows:,}", str(len(group.runs))])
-        distilled_folds |= any(s.distilled and s.fold is not None for s in group.students)
+        distilled_folds |= any(s.distilled for s in group.students)
     if lines:
         yield ""
         yield f"Held-out rows of the training file, as each student's {CALIBRATION_FILE} has it"

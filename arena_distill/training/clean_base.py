@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from arena_distill.data.folds import Folds
 from arena_distill.runtime.artifacts import fingerprint, read_manifest
@@ -23,7 +24,7 @@ def require_clean_base(base: str, folds: Folds, setting: str) -> None:
         InputError: it is a teacher or a student itself, was post-pretrained without leaving out the prompts of these
             rows, or is a merged copy of an adapter that has been trained again since.
     """
-    manifest = read_manifest(Path(base)) if Path(base).is_dir() else None
+    manifest = _manifest_of(base)
     if manifest is None:
         return
     verified = manifest.get("verified") or {}
@@ -45,3 +46,28 @@ def require_clean_base(base: str, folds: Folds, setting: str) -> None:
             f"{setting}={base}: is a merged copy of an earlier {Path(base).name}_lora -> run {POST_PRETRAIN.script} "
             "again, which merges it"
         )
+
+
+def require_unseen(base: str, train_sha256: str, setting: str) -> None:
+    """Refuse a base that was trained on the very votes of which a student will hold some out.
+
+    Args:
+        base: hub name or directory.
+        train_sha256: hash of the data file.
+        setting: that names the base.
+
+    Raises:
+        InputError: its manifest names that file among what it was trained on.
+    """
+    manifest = _manifest_of(base) or {}
+    learned_from = {**manifest.get("inputs", {}), **(manifest.get("verified") or {})}
+    trained = manifest.get("stage") != POST_PRETRAIN.name  # which leaves the prompts of that file out
+    if trained and train_sha256 in learned_from.values():
+        raise InputError(
+            f"{setting}={base}: was trained on these very votes, some of which would be held out now -> name the model "
+            "it was made from"
+        )
+
+
+def _manifest_of(base: str) -> dict[str, Any] | None:
+    return read_manifest(Path(base)) if Path(base).is_dir() else None

@@ -241,7 +241,8 @@ def _finish(
     model_dir = job.partial / "model"
     complete_saved_model(model_dir, fitted.trainer, student)
     save_head(model_dir)
-    write_calibration(model_dir, held_out.report, _views(settings))
+    report = held_out.report | {"second_order_leak": teachers is not None}
+    write_calibration(model_dir, report, _views(settings))
     write_heldout(model_dir / HELDOUT_FILE, rows.scoring, held_out.probabilities)
     write_manifest(
         model_dir,

@@ -40,9 +40,15 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 _ONLY_WITH_TEACHERS = {"student_teachers", "student_t_soft", "student_temp_schedule"}
 _IN_CHECKPOINT = (
-    "student_lora_r", "student_lora_alpha", "student_lr", "student_head_lr", "student_weight_decay",
+    "seed", "student_quant", "student_lora_r", "student_lora_alpha", "student_lr", "student_head_lr",
+    "student_weight_decay",
 )  # fmt: skip
-_ORIGIN = ("folds_json", "fold_train_csv", "student_model")  # inputs that a checkpoint to go on from must share
+_ORIGIN = (
+    "folds_json",
+    "fold_train_csv",
+    "fold_val_csv",
+    "student_model",
+)  # inputs that a checkpoint to go on from must share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ Imports no torch: a wrong file must show in a second, not after a model is loade
 from __future__ import annotations
 
 import glob
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from arena_distill.data.records import Rows, targets
-from arena_distill.evaluation.calibration import MAX_TEMPERATURE, TemperatureBoundWarning, fit_temperature
-from arena_distill.evaluation.metrics import kaggle_log_loss, softmax
+from arena_distill.evaluation.metrics import kaggle_log_loss, log_softmax, softmax
 from arena_distill.inference.oof_table import OofFamily
 from arena_distill.runtime.artifacts import read_manifest, sha256_file
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.stages import ENSEMBLE, INFER_TEACHER_LOGITS
 
 SUM_TOLERANCE = 1e-3
+CHI_SQUARE = 10.83  # 99.9 % of it lie below, with one degree of freedom
 SMALLEST = float(np.finfo(np.float32).tiny)  # probability whose logarithm float32 can hold
 
 
@@ -58,17 +57,40 @@ class SoftLabels:
             loss = kaggle_log_loss(softmax(said), known)
             prior = kaggle_log_loss(np.tile(known.mean(axis=0), (len(known), 1)), known)
             line = f"teacher       {name}: {len(said):,} of {len(rows):,} rows, log loss {loss:.4f} (prior {prior:.4f})"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TemperatureBoundWarning)
-                # In units of their own spread, so that only the direction of the logits counts.
-                hopeless = fit_temperature(said / (said.std() or 1.0), known) >= MAX_TEMPERATURE
-            if hopeless:
+            if not _informs(said, known):
                 line += (
                     "\nWARNING: at no temperature does this teacher foretell the votes better than chance. Is its file "
                     "of other data, or of these rows in another order?"
                 )
             lines.append(line)
         return "\n".join(lines)
+
+
+def _informs(logits: np.ndarray, votes: np.ndarray) -> bool:
+    """Whether logits say more of the votes than chance would.
+
+    Class shares and the teacher's own preferences are taken out; what is left, at its best scale, must improve the
+    likelihood of the shares by more than noise does (a likelihood ratio test with one degree of freedom, p < 0.001).
+
+    Args:
+        logits: ``[N, 3]``.
+        votes: ``[N, 3]``.
+    """
+    from scipy.optimize import minimize_scalar
+
+    centred = logits.astype(np.float64) - logits.mean(axis=1, keepdims=True, dtype=np.float64)
+    centred -= centred.mean(axis=0)
+    spread = float(centred.std())
+    if spread < SMALLEST:
+        return False
+    centred /= spread
+    shares = np.log(np.maximum(votes.mean(axis=0), 1 / (len(votes) + 3)))
+
+    def loss(scale: float) -> float:
+        return float(-(votes * log_softmax(shares + scale * centred)).sum())
+
+    best = minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded")
+    return bool(best.x > 0 and 2 * (loss(0.0) - best.fun) > CHI_SQUARE)
 
 
 def labels_of_families(
@@ -161,13 +183,14 @@ def _read_array(path: Path, count: int, train_file: Path, probabilities: bool) -
         raise InputError(
             f"{path}: has shape {array.shape} -> expected {wanted}; was it made from another file, or are rows missing?"
         )
-    values = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # told below
+        values = array.astype(np.float32)
     silent = np.isnan(values).all(axis=1)
     if (bad := ~silent & ~np.isfinite(values).all(axis=1)).any():
         row = int(np.flatnonzero(bad)[0])
         raise InputError(
-            f"{path}: row {row} (from 0) holds {array[row].tolist()} -> a row is three finite numbers, or all NaN "
-            "where the teacher has no say; run step 4 again for this teacher"
+            f"{path}: row {row} (from 0) holds {array[row].tolist()} -> a row is three finite numbers (float32), or all "
+            "NaN where the teacher has no say; run step 4 again for this teacher"
         )
     if silent.all():
         raise InputError(f"{path}: every row is NaN: this teacher has no say on any -> run step 4 again")

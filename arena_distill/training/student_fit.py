@@ -118,8 +118,8 @@ def hearing(teachers: SoftLabels, train: Rows) -> str:
 
 
 def _require_disk(model: torch.nn.Module, work: Path) -> None:
-    """Two checkpoints (weights and two Adam moments each) and the finished model must fit, or the run dies later."""
-    needed = 7 * 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Three checkpoints (best, last and new; weights and two Adam moments each) and the finished model must fit."""
+    needed = 10 * 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(work).free
     if free < needed:

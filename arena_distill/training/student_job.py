@@ -11,6 +11,7 @@ from arena_distill.data.summary import LoadSummary
 from arena_distill.models.backbone import check_backbone
 from arena_distill.runtime.artifacts import recover, require_replaceable, sha256_path
 from arena_distill.runtime.job import Job
+from arena_distill.training.clean_base import require_unseen
 from arena_distill.training.soft_labels import find_label_files
 from arena_distill.training.student_settings import StudentSettings
 
@@ -47,6 +48,7 @@ class StudentJob(Job):
             open_raw(Path(later), LoadSummary(later))  # job.sh comes to these only after hours of training
         train_file = find_file(settings.train_csv, "train", "--train-csv")
         inputs = {"train_csv": data_sha256(train_file)}
+        require_unseen(backbone, inputs["train_csv"], "--student-model")
         inputs |= {f"extra_csv_{number}": data_sha256(path) for number, path in enumerate(settings.extra_csvs)}
         inputs["student_model"] = sha256_path(Path(backbone)) if Path(backbone).is_dir() else backbone
         label_files = find_label_files(settings.teacher_patterns, "--distill-teachers") if settings.distills else []

@@ -13,7 +13,6 @@ from arena_distill.data.find_file import find_file
 from arena_distill.data.loading import load_labels, load_test
 from arena_distill.data.records import targets
 from arena_distill.evaluation.calibration import TemperatureBoundWarning, calibration_report, view_probabilities
-from arena_distill.evaluation.calibration_file import weights_sha256
 from arena_distill.evaluation.heldout import HELDOUT_FILE, write_heldout
 from arena_distill.evaluation.metrics import score
 from arena_distill.evaluation.scoreboard import format_table, held_out_scores, read_truth
@@ -132,7 +131,8 @@ def calibrate(settings: StudentSettings) -> None:
             report = dict(calibration_report(fitting, targets(fitted_on), logits, votes))
         probabilities = view_probabilities(logits, report["temperature"])
         notes = tuple(str(warning.message) for warning in caught)
-    student.write_calibration(report)
+    (student.directory / HELDOUT_FILE).unlink(missing_ok=True)  # it goes with the calibration
+    student.write_calibration(report | {"second_order_leak": bool(student.teachers)})
     write_heldout(student.directory / HELDOUT_FILE, holdout, probabilities)
     for key, value in report.items():
         print(f"{key:<32} {value:.6f}" if isinstance(value, float) else f"{key:<32} {value}")
@@ -140,6 +140,8 @@ def calibrate(settings: StudentSettings) -> None:
         print(f"note: {text}")
     if len(fitted_on) < FEW_CALIBRATION_ROWS:
         print(f"note: {len(fitted_on)} rows say little about a temperature; compare before and after on the holdout")
+    if student.teachers:
+        print(SECOND_ORDER_LEAK)
     print(f"{student.calibration_file}: written")
 
 
@@ -157,10 +159,11 @@ def evaluate_holdout(settings: StudentSettings) -> None:
             if student.holds_out_fold
             else view_probabilities(logits, temperature)
         )
-        _update_holdout(student.calibration_file, *(score(p, votes).log_loss for p in entries.values()))
+        if student.has_fitted_views():  # else the file's other figures would be of other views
+            _update_holdout(student.calibration_file, *(score(p, votes).log_loss for p in entries.values()))
     table = held_out_scores(student.data.train, holdout, votes, entries)
     print(format_table(table, f"Holdout part of {student.train_file.name}"))
-    if student.holds_out_fold and student.teachers:
+    if student.teachers:
         print(SECOND_ORDER_LEAK)
 
 
@@ -194,7 +197,7 @@ def infer(settings: StudentSettings) -> None:
             "rows": len(ids),
             "temperature": temperature,
             "files": [test.summary.as_dict()],
-            "weights_sha256": weights_sha256(student.directory),
+            "weights_sha256": student.weights,
         },
     )
     print(f"{path}: {len(ids):,} rows written")

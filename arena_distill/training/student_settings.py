@@ -156,8 +156,14 @@ class StudentSettings(RunSettings):
     def model_dir(self) -> Path:
         """Where the student is, or will be."""
         if self.student_output_model_dir:
-            return Path(self.student_output_model_dir)
+            return self._of_fold(Path(self.student_output_model_dir))
         return self.model_save / f"student_distilbert{self.fold_suffix}"
+
+    def _of_fold(self, given: Path) -> Path:
+        """``given`` with the fold in its name, so that no fold takes the place of another."""
+        if given.stem.endswith(self.fold_suffix):
+            return given
+        return given.with_name(f"{given.stem}{self.fold_suffix}{given.suffix}")
 
     @property
     def teacher_patterns(self) -> str | list[str]:
@@ -165,14 +171,14 @@ class StudentSettings(RunSettings):
         if self.distill_teachers:
             return self.distill_teachers
         own, common = (directory / "teacher_logits" for directory in (self.model_save, self.output_dir / "model_save"))
-        directory = glob.escape(str(own if own.is_dir() else common))
+        directory = glob.escape(str(own if any(own.glob("*_fold_*/teacher_logits_fold_*.npy")) else common))
         return [f"{directory}/*_fold_*/teacher_logits_fold_*.npy"]
 
     @property
     def submission_path(self) -> Path:
         """Where ``student-infer`` writes."""
         if self.student_submission_path:
-            return Path(self.student_submission_path)
+            return self._of_fold(Path(self.student_submission_path))
         prefix = f"{self.run}_" if self.run else ""
         return self.output_dir / "sub" / f"{prefix}student_submission{self.fold_suffix}.csv"
 

@@ -16,12 +16,14 @@ from arena_distill.evaluation.calibration_file import (
     CALIBRATION_FILE,
     read_calibration,
     view_names,
+    weights_sha256,
     write_calibration,
 )
 from arena_distill.evaluation.cross_fit import CrossFitted, cross_fit
 from arena_distill.inference.tta import tta_views
 from arena_distill.runtime.artifacts import read_manifest, recover
 from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.stages import DISTILL_STUDENT
 from arena_distill.training.student_data import StudentData, load_student_data
 from arena_distill.training.student_settings import StudentSettings
 
@@ -51,6 +53,10 @@ class TrainedStudent:
         manifest = read_manifest(self.directory) or {}
         self._trained_with: dict[str, Any] = manifest.get("all_settings", {})
         self.teachers: list[str] = manifest.get("teachers") or []
+        if manifest.get("stage") == DISTILL_STUDENT.name:
+            raise InputError(
+                f"{self.directory}: is a student of step 5 and calibrated already; main.py is for its own students"
+            )
         if not {"student_max_length", *_ROW_SETTINGS} <= self._trained_with.keys():
             raise InputError(f"{self.directory}: no finished student there -> train one first (--mode student-train)")
 
@@ -60,6 +66,11 @@ class TrainedStudent:
         if "student_max_length" in self.settings.model_fields_set:
             return self.settings.student_max_length
         return int(self._trained_with["student_max_length"])
+
+    @cached_property
+    def weights(self) -> str:
+        """What tells the weights that were loaded from others that may have taken their place since."""
+        return weights_sha256(self.directory)
 
     @property
     def holds_out_fold(self) -> bool:
@@ -84,6 +95,7 @@ class TrainedStudent:
         from arena_distill.models.quiet import quiet_libraries
 
         quiet_libraries()
+        _ = self.weights  # of these files, not of what stands there when the work is done
         dtype = "bfloat16" if self.settings.student_bf16 else "float16" if self.settings.student_fp16 else "float32"
         return load_judge(
             self.directory,
@@ -124,7 +136,14 @@ class TrainedStudent:
 
     def write_calibration(self, report: dict[str, Any]) -> None:
         """Keep ``report`` with what it holds for: these weights, these views."""
-        write_calibration(self.directory, report, self.views)
+        write_calibration(self.directory, report, self.views, self.weights)
+
+    def has_fitted_views(self) -> bool:
+        """Whether its calibration was fitted with the views and the arithmetic of the command at hand."""
+        calibration = read_calibration(self.directory)
+        settings = self.settings
+        plain = not (settings.student_bf16 or settings.student_fp16 or settings.student_infer_8bit)
+        return plain and calibration is not None and calibration.views == view_names(self.views)
 
     def temperature(self) -> float:
         """The fitted temperature, or 1 (with a remark) if none was fitted.
