@@ -11,6 +11,9 @@ from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.stages import DISTILL_STUDENT, POST_PRETRAIN, TRAIN_TEACHERS
 from arena_distill.training.post_pretrain_job import BASE_ROWS
 
+JUDGES = (TRAIN_TEACHERS.name, DISTILL_STUDENT.name, "student-train")
+"""Stages whose models have learned votes."""
+
 
 def require_clean_base(base: str, folds: Folds, setting: str) -> None:
     """Refuse a base that has seen held-out rows, as far as its manifest tells.
@@ -28,7 +31,7 @@ def require_clean_base(base: str, folds: Folds, setting: str) -> None:
     if manifest is None:
         return
     verified = manifest.get("verified") or {}
-    if manifest["stage"] in (TRAIN_TEACHERS.name, DISTILL_STUDENT.name, "student-train") or "fold" in verified:
+    if manifest["stage"] in JUDGES or "fold" in verified:
         raise InputError(
             f"{setting}={base}: was trained on votes that teachers hold out -> name the model it was made from"
         )
@@ -60,9 +63,9 @@ def require_unseen(base: str, train_sha256: str, setting: str) -> None:
         InputError: its manifest names that file among what it was trained on.
     """
     manifest = _manifest_of(base) or {}
-    learned_from = {**manifest.get("inputs", {}), **(manifest.get("verified") or {})}
-    trained = manifest.get("stage") != POST_PRETRAIN.name  # which leaves the prompts of that file out
-    if trained and train_sha256 in learned_from.values():
+    merged = manifest.get("verified") or {}
+    judges = manifest.get("stage") in JUDGES or "family" in merged  # others have seen no votes, or not of this file
+    if judges and train_sha256 in {**manifest["inputs"], **merged}.values():
         raise InputError(
             f"{setting}={base}: was trained on these very votes, some of which would be held out now -> name the model "
             "it was made from"

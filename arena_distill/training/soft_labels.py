@@ -189,8 +189,8 @@ def _read_array(path: Path, count: int, train_file: Path, probabilities: bool) -
     if (bad := ~silent & ~np.isfinite(values).all(axis=1)).any():
         row = int(np.flatnonzero(bad)[0])
         raise InputError(
-            f"{path}: row {row} (from 0) holds {array[row].tolist()} -> a row is three finite numbers (float32), or all "
-            "NaN where the teacher has no say; run step 4 again for this teacher"
+            f"{path}: row {row} (from 0) holds {array[row].tolist()} -> a row is three finite numbers, or all NaN "
+            "where the teacher has no say, within the range of float32; run step 4 again for this teacher"
         )
     if silent.all():
         raise InputError(f"{path}: every row is NaN: this teacher has no say on any -> run step 4 again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -161,7 +162,7 @@ class StudentSettings(RunSettings):
 
     def _of_fold(self, given: Path) -> Path:
         """``given`` with the fold in its name, so that no fold takes the place of another."""
-        if given.stem.endswith(self.fold_suffix):
+        if self.cv_fold_idx is None or re.search(r"_fold_\d+$", given.stem):
             return given
         return given.with_name(f"{given.stem}{self.fold_suffix}{given.suffix}")
 

@@ -40,7 +40,7 @@ def place(student: dict[str, object], tmp_path_factory: pytest.TempPathFactory) 
     that have the same two students as their folds."""
     place = tmp_path_factory.mktemp("compared")
     first, second = Path(str(student["student_output_model_dir"])), place / "second"
-    eager = {"seed": 7, "student_epochs": 8, "student_learning_rate": 1e-2, "student_early_stopping": 0}
+    eager = {"seed": 7, "student_epochs": 8, "student_learning_rate": 3e-3, "student_early_stopping": 0}
     run_mode("student-train", **student | eager | {"student_output_model_dir": second})
     shutil.copytree(first, place / "model_save" / "single" / "student_distilbert")
     shutil.copytree(second, place / "model_save" / "other" / "student_distilbert")
