@@ -20,7 +20,7 @@ source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> 
 export CV_FOLD_IDX=${FOLD:-${SLURM_ARRAY_TASK_ID:-${CV_FOLD_IDX:-}}}
 case " $* " in
 *" --help "* | *" -h "*) exec python main.py --help ;;
-*" --mode"* | *" --cv-fold-idx"*) echo "error: job_distill.sh sets --mode and --cv-fold-idx itself (FOLD=)" >&2 && exit 2 ;;
+*" --mode"* | *" --cv-fold-idx"*) echo "error: job_distill.sh sets --mode itself, and --cv-fold-idx by FOLD" >&2 && exit 2 ;;
 esac
 [ -n "$CV_FOLD_IDX" ] || { echo "error: FOLD is not set -> FOLD=3 RUN=x sbatch job_distill.sh" >&2 && exit 2; }
 log "distil the student of fold $CV_FOLD_IDX"

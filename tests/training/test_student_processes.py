@@ -62,17 +62,17 @@ def test_after_sigkill_the_same_command_ends_with_the_same_student(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in another order would be other weights
 
     def settings(name: str) -> Settings:
-        quick = quick_settings(small_train_csv, backbones / "bert", tmp_path / name) | teachers
+        quick = quick_settings(small_train_csv, backbones / "bert", tmp_path / f"{name}_fold_1") | teachers
         return quick | {"student_save_steps": 3, "student_epochs": 1}
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     run_mode("student-distill-train", **settings("whole"))
     torch.set_num_threads(threads)
-    killed = tmp_path / "killed"
+    killed = tmp_path / "killed_fold_1"
     process = start("student-distill-train", **settings("killed"))
     deadline = time.monotonic() + 120
-    while not any(map(is_json, tmp_path.glob(".killed.partial-*/training/checkpoint-*/trainer_state.json"))):
+    while not any(map(is_json, tmp_path.glob(".killed_fold_1.partial-*/training/checkpoint-*/trainer_state.json"))):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.01)
@@ -83,11 +83,11 @@ def test_after_sigkill_the_same_command_ends_with_the_same_student(
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert "going on from checkpoint-" in output
-    assert (killed / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert (killed / WEIGHTS).read_bytes() == (tmp_path / "whole_fold_1" / WEIGHTS).read_bytes()
     for figure in ("grad_norm", "eval_log_loss"):  # the best weights may be older than the kill: these are not
-        before, after = (logged(directory, figure) for directory in (tmp_path / "whole", killed))
+        before, after = (logged(directory, figure) for directory in (tmp_path / "whole_fold_1", killed))
         assert after == before and len(after) >= 4, figure
-    one, two = (manifest_of(tmp_path / name) for name in ("whole", "killed"))
+    one, two = (manifest_of(tmp_path / f"{name}_fold_1") for name in ("whole", "killed"))
     assert one["metrics"] == two["metrics"] and one["initial_sha256"] == two["initial_sha256"]
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
@@ -113,7 +113,7 @@ def test_two_processes_train_the_student_that_one_trains(
 ) -> None:
     def settings(name: str, processes: int) -> Settings:
         # Without dropout, of which each process would draw its own; of a number of rows that eight does not divide.
-        quick = quick_settings(small_train_csv, backbones / "llama", tmp_path / name) | teachers
+        quick = quick_settings(small_train_csv, backbones / "llama", tmp_path / f"{name}_fold_1") | teachers
         rows = {"student_extra_csvs": "", "student_max_samples": 41}
         return quick | rows | {"student_train_batch_size": 8 // processes, "student_max_length": 48}
 
@@ -122,7 +122,7 @@ def test_two_processes_train_the_student_that_one_trains(
     assert code == 0, printed
     for line in (": trained in", "distillation  ", "parameters, "):
         assert printed.count(line) == 1, f"one process speaks for both: {line}\n{printed}"
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, two = tmp_path / "one_fold_1", tmp_path / "two_fold_1"
     first, second = ([loss for _, loss in logged(directory, "loss")] for directory in (one, two))
     assert len(first) >= 8 and max(first) - min(first) > 1e-2, (
         "nothing changes: the curves would agree whatever happens"

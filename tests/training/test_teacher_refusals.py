@@ -14,7 +14,6 @@ import pytest
 from arena_distill.runtime.artifacts import locked
 from arena_distill.runtime.errors import EXIT_BAD_INPUT, EXIT_BAD_SETTINGS, ArenaError, InputError, SettingsError
 from arena_distill.training.teacher_settings import TeacherSettings
-from tests.training.student_runs import run_mode
 from tests.training.teacher_runs import FOLDS, adapter_of, contents, flags, quick_step3, run_script, step2, step3
 
 
@@ -142,7 +141,7 @@ def test_a_length_too_short_for_the_question_is_refused(settings: dict[str, obje
     [
         ({"teacher_lora_r": 0}, "TEACHER_LORA_R=0.*TEACHER_HEAD=seq_cls"),
         ({"teacher_lora_r": 0, "teacher_head": "seq_cls", "teacher_quant": "nf4"}, "TEACHER_QUANT=none"),
-        ({"llama_name": "same", "qwen_name": "same"}, "LLAMA_NAME, QWEN_NAME and GEMMA_NAME must differ"),
+        ({"llama_name": "same", "qwen_name": "same"}, "LLAMA_NAME, QWEN_NAME, GEMMA_NAME and ENCODER_NAME must differ"),
         ({"skip_llama": True}, "SKIP_LLAMA.*no teacher"),
         ({"teacher_label_words": "A,B,A"}, "three different words"),
         ({"teacher_folds": "-1"}, "teacher-folds|TEACHER_FOLDS"),
@@ -309,17 +308,3 @@ def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_when_there_i
         assert adapter_of(disk).is_dir()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_student_is_not_trained_by_several_processes(
-    backbones: Path, small_train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each would train and write a student of its own."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SettingsError, match=r"torchrun|WORLD_SIZE|process"):
-        run_mode(
-            "student-train",
-            train_csv=small_train_csv,
-            student_model=backbones / "bert",
-            student_output_model_dir=tmp_path / "s",
-        )
