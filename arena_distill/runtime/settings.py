@@ -121,10 +121,21 @@ class _Parser(argparse.ArgumentParser):
         return f"{self.format_usage()}\n{body.lstrip()}"
 
 
+def profile_value(profile: str, name: str) -> str:
+    """What a profile says of one variable; empty if nothing.
+
+    Raises:
+        SettingsError: there is no such profile, or it cannot be read.
+    """
+    return _profile_entries(_find_profile(profile)).get(name) or ""
+
+
 def _profile_file() -> Path | None:
     name = os.environ.get(PROFILE_VARIABLE, "")
-    if not name:
-        return None
+    return _find_profile(name) if name else None
+
+
+def _find_profile(name: str) -> Path:
     path = Path(name) if name.endswith(".env") else PROFILE_DIRECTORY / f"{name}.env"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILE_DIRECTORY.glob("*.env"))) or "none yet"

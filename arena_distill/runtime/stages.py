@@ -112,13 +112,45 @@ DISTILL_STUDENT = Stage(
     disk_gb=40,
 )
 
+LORA_ENSEMBLE = Stage(
+    name="step6_lora_ensemble",
+    does="the folds' adapters and heads averaged into one, merged into the base; both proved on real rows",
+    worker="scripts/average_students.py",
+    reads=("model_save/distilled_NAME_fold_K", "data/test.csv"),
+    writes=("model_save/avg_lora", "model_save/final_merged_model"),
+    depends_on=("step5_distill_student",),
+    memory_gb=64,
+    hours=4,
+    disk_gb=60,
+)
+QUANTIZE = Stage(
+    name="step7_quantize_gptq",
+    does="8-bit (or 4-bit) weights by GPTQ, int8 for encoders; refused if held-out log loss suffers",
+    worker="scripts/quantize_gptq_calibrated.py",
+    reads=("model_save/final_merged_model", "CALIB_CSV", "data/test.csv"),
+    writes=("model_save/final_quantized_model",),
+    depends_on=("step6_lora_ensemble",),
+    memory_gb=64,
+    hours=6,
+    disk_gb=30,
+)
+INFER_TTA = Stage(
+    name="step8_infer_tta",
+    does="calibrated probabilities for the test rows, averaged over both orders and several lengths",
+    worker="scripts/student_gptq_infer.py",
+    reads=("model_save/final_quantized_model", "data/test.csv"),
+    writes=("sub/RUN_final_submission.csv", "sub/RUN_final_submission.logits.parquet"),
+    depends_on=("step7_quantize_gptq",),
+    memory_gb=64,
+    hours=6,
+)
 EVAL = Stage(
     name="step9_eval",
-    does="one submission out of the folds' submissions, equal or weighted by held-out log loss",
+    does="one submission out of the folds' submissions (or step 8's); with votes at hand its evaluation; the report",
     worker="scripts/ensemble_from_cv.py",
-    reads=("sub/RUN_student_submission_fold_K.csv",),  # of job_distill.sh
-    writes=("sub/RUN_final_ensemble.csv",),
-    depends_on=("step4_infer_teacher_logits",),
+    reads=("sub/RUN_student_submission_fold_K.csv", "sub/RUN_final_submission.csv"),
+    writes=("sub/RUN_final_ensemble.csv", "sub/RUN_evaluation.json", "model_save/RUN/report.html"),
+    depends_on=("step8_infer_tta",),
     gpu=False,
     memory_gb=4,
     hours=0.5,
@@ -126,7 +158,17 @@ EVAL = Stage(
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (POST_PRETRAIN, MAKE_FOLDS, TRAIN_TEACHERS, INFER_TEACHER_LOGITS, DISTILL_STUDENT, EVAL)
+    for stage in (
+        POST_PRETRAIN,
+        MAKE_FOLDS,
+        TRAIN_TEACHERS,
+        INFER_TEACHER_LOGITS,
+        DISTILL_STUDENT,
+        LORA_ENSEMBLE,
+        QUANTIZE,
+        INFER_TTA,
+        EVAL,
+    )
 }
 """In the order in which they run."""
 

@@ -26,6 +26,7 @@ from arena_distill.runtime.artifacts import (
 )
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.progress import Progress
+from arena_distill.runtime.whole_pipeline import infer_everything, train_everything
 from arena_distill.training.processes import say
 from arena_distill.training.student_data import load_student_data
 from arena_distill.training.student_job import StudentJob
@@ -50,6 +51,8 @@ def run(settings: StudentSettings) -> None:
         print_stats(settings)
         return
     modes = {
+        "train": train_everything,
+        "inference": infer_everything,
         "student-train": train,
         "student-distill-train": train,
         "student-calibrate": calibrate,

@@ -13,7 +13,15 @@ from pydantic import AfterValidator, Field, model_validator
 from arena_distill.runtime.run_settings import RunSettings
 from arena_distill.training.temperature_schedule import temperature_schedule
 
-Mode = Literal["student-train", "student-distill-train", "student-calibrate", "student-eval-holdout", "student-infer"]
+Mode = Literal[
+    "train",
+    "inference",
+    "student-train",
+    "student-distill-train",
+    "student-calibrate",
+    "student-eval-holdout",
+    "student-infer",
+]
 
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
