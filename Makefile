@@ -1,6 +1,7 @@
-# make demo    train a student on the sample votes, calibrate it, predict the test rows, print how good it is
+# make demo    all nine steps on the sample with models of two layers: a submission, and a report of how good it is
+# make quick   one small student instead, without teachers
 # make test    the whole test suite
-# Both set up what they need first: a virtual environment with the versions of constraints.txt.
+# Each sets up what it needs first: a virtual environment with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV   := $(shell test -f conf/cluster.sh && . ./conf/cluster.sh >/dev/null 2>&1; printf %s "$${VENV_DIR:-.venv}")
@@ -8,7 +9,7 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 TORCH_PIP_ARGS ?=
 
-# The demo's data and model; give your own: make demo TRAIN=votes.csv TEST=pairs.csv LABELS=labels.csv STUDENT_MODEL=dir
+# The data; give your own: make demo TRAIN=votes.csv TEST=pairs.csv LABELS=labels.csv; make quick STUDENT_MODEL=dir …
 TRAIN  ?= data/sample/train.csv
 TEST   ?= data/sample/test.csv
 LABELS ?= $(if $(filter data/sample/test.csv,$(TEST)),data/sample/test_labels.csv)
@@ -16,7 +17,7 @@ TRUTH  ?= $(if $(filter data/sample/test.csv,$(TEST)),data/sample/truth.parquet)
 TINY   := model_save/demo_backbone
 STUDENT_MODEL ?=
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo quick test lint clean
 
 setup: $(READY)
 
@@ -31,11 +32,14 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
+	DEMO_TRAIN='$(TRAIN)' DEMO_TEST='$(TEST)' DEMO_LABELS='$(LABELS)' bash scripts/demo.sh
+
+quick: $(READY)
 	TRAIN_CSV='$(TRAIN)' TEST_CSV='$(TEST)' LABELS_CSV='$(LABELS)' TRUTH_PARQUET='$(TRUTH)' STUDENT_MODEL='$(STUDENT_MODEL)' \
-		DEMO_BACKBONE='$(TINY)' bash scripts/demo.sh
+		DEMO_BACKBONE='$(TINY)' bash scripts/quick.sh
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check .

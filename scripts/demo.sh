@@ -1,18 +1,34 @@
 #!/usr/bin/env bash
-# What `make demo` runs: job.sh on the sample (or TRAIN=, TEST=, LABELS= of your own), with a model small enough for
-# two CPU cores. Without STUDENT_MODEL a tiny BERT with random weights is made; it has only the votes to learn from.
+# What `make demo` runs: steps 1 to 9 with PROFILE=tiny, on the sample or on votes of your own (TRAIN=, TEST=, LABELS=).
+# Ends in sub/demo_final_ensemble.csv and model_save/demo/report.html. RUN=name keeps several demos apart.
 # shellcheck source=scripts/stage.sh
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
-export STUDENT_SWAP_AUGMENT=${STUDENT_SWAP_AUGMENT:-1} # few votes: seeing each pair from both sides doubles them
-if [ "$TRAIN_CSV" = data/sample/train.csv ]; then
-  export STUDENT_EXTRA_CSVS=${STUDENT_EXTRA_CSVS:-data/sample/ultrafeedback.csv}
+export PROFILE=tiny RUN=${RUN:-demo} TEST_CSV=$DEMO_TEST LABELS_CSV=$DEMO_LABELS
+if [ "$DEMO_TRAIN" != data/sample/train.csv ]; then # the profile's extra votes belong to its own data
+  export TRAIN_CSV=$DEMO_TRAIN EXTRA_DATA=${EXTRA_DATA:-none}
 fi
-if [ -z "${STUDENT_MODEL:-}" ]; then
-  python scripts/make_tiny_models.py --texts "$TRAIN_CSV" --out-dir "$DEMO_BACKBONE" --families bert
-  export STUDENT_MODEL=$DEMO_BACKBONE/bert
-  export STUDENT_LEARNING_RATE=${STUDENT_LEARNING_RATE:-1e-3} # random weights need more than a fine-tune's 5e-5
-  export STUDENT_TRAIN_BATCH_SIZE=${STUDENT_TRAIN_BATCH_SIZE:-32}
-  export STUDENT_MAX_LENGTH=${STUDENT_MAX_LENGTH:-256} # tokens; nine sample rows in ten fit whole
-fi
-bash job.sh
+
+folds=5
+cores=$(nproc)
+workers=$((cores < folds ? cores : folds))
+
+# side_by_side STEP VARIABLE: its folds shared out over the cores, as the tasks of an array job are over a cluster.
+side_by_side() {
+  local pids=() worker
+  for ((worker = 0; worker < workers; worker++)); do
+    env OMP_NUM_THREADS=$((cores / workers)) "$2=$(seq -s , "$worker" "$workers" $((folds - 1)))" bash "$1" &
+    pids+=($!)
+  done
+  for worker in "${pids[@]}"; do wait "$worker"; done
+}
+
+bash step1_post_pretrain.sh
+bash step2_make_folds.sh
+side_by_side step3_train_teachers.sh TEACHER_FOLDS
+side_by_side step4_infer_teacher_logits.sh INFER_FOLDS
+side_by_side step5_distill_student.sh STUDENT_FOLDS
+bash step6_lora_ensemble.sh
+bash step7_quantize_gptq.sh
+bash step8_infer_tta.sh
+bash step9_eval.sh

@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process has one core to itself: threads would only wait
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "data" / "sample"
 
 OWN_PREFIXES = (
     *("STUDENT_", "DISTILL_", "CV_", "TEACHER_", "ENCODER_", "POSTPRE_", "INFER_", "FOLDS_"),
-    *("LLAMA_", "QWEN_", "GEMMA_", "SKIP_"),
+    *("LLAMA_", "QWEN_", "GEMMA_", "SKIP_", "AVERAGE_", "QUANT_", "PREDICT_", "TTA_", "EVALUATION_"),
 )
 GENERAL_SETTINGS = {
     *("PROFILE", "MODE", "RUN", "SEED", "FORCE", "REPORT_TO", "RESUME_CHECKPOINT", "FOLD", "USE_WEIGHTED"),
     *("TRAIN_CSV", "TEST_CSV", "LABELS_CSV", "TRUTH_PARQUET", "OUTPUT_DIR", "EXTRA_DATA", "N_FOLDS", "FOLDS_JSON"),
+    *("FOLDS", "BASE_MODEL", "LORA_DIR_PREFIX", "OUT_LORA", "OUT_MERGED", "MERGED_DTYPE"),
     *("SCRATCH_BASE", "RUN_STAGE", "UT_DATA", "AUTO_DOWNGRADE", "WORLD_SIZE", "RANK"),
 }
 
