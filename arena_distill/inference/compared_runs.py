@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import time
@@ -353,6 +352,7 @@ def score_students(groups: Sequence[RunGroup], rows: Rows, *, batch_rows: int, s
     """
     from arena_distill.inference.judge import load_judge
     from arena_distill.models.quiet import quiet_libraries
+    from arena_distill.models.release import release_memory
 
     quiet_libraries()
     students = {student.directory.resolve(): student for _, _, student in _each(groups)}
@@ -367,16 +367,8 @@ def score_students(groups: Sequence[RunGroup], rows: Rows, *, batch_rows: int, s
         scored[key] = Scored(softmax(logits, student.temperature or 1.0), seconds)
         print(f"{student.directory}: {len(rows):,} rows scored ({number} of {len(students)} students)")
         del judge
-        _free_memory()
+        release_memory()
     return scored
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _lines_of(group: RunGroup, scored: Mapping[Path, Scored], rows: int) -> Iterator[Line]:

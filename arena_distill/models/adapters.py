@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,8 @@ def add_lora(model: Any, *, base: str, r: int, alpha: int, dropout: float, train
         exclude_modules=None if decoder else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
         modules_to_save=heads if train_head else None,
     )
-    wrapped = get_peft_model(model, config)
+    with _no_gptqmodel():
+        wrapped = get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # what trains needs all its bits; the base may have 16 or 4
@@ -81,7 +85,7 @@ def load_adapter(model: torch.nn.Module, directory: Path) -> torch.nn.Module:
     from peft import PeftModel, get_peft_model_state_dict
 
     hint = "give the base that it was trained on"
-    with hub_errors(str(directory)):
+    with hub_errors(str(directory)), _no_gptqmodel():
         try:
             loaded = PeftModel.from_pretrained(model, str(directory))
         except RuntimeError as error:  # shapes disagree
@@ -93,6 +97,22 @@ def load_adapter(model: torch.nn.Module, directory: Path) -> torch.nn.Module:
     if odd := sorted(saved ^ wanted):  # peft itself only warns, and leaves random or zero factors
         raise InputError(f"{directory}: this adapter belongs to another base model (see {odd[0]}) -> {hint}")
     return loaded
+
+
+@contextmanager
+def _no_gptqmodel() -> Iterator[None]:
+    """Keep PEFT from importing GPTQModel only to ask whether our layers are of its kind, which they never are.
+
+    The import takes seven seconds, prints a banner and sets environment variables.
+    """
+    hidden = "gptqmodel" not in sys.modules
+    if hidden:
+        sys.modules["gptqmodel"] = None  # type: ignore[assignment]  # as Python marks what must not be found
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["gptqmodel"]
 
 
 def nf4_config(compute_dtype: torch.dtype) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -56,3 +58,17 @@ def save_head(directory: Path) -> None:
     torch.save(head, buffer)
     write_atomically(directory / HEAD_PT, buffer.getvalue())
     write_atomically(directory / HEAD_SAFETENSORS, save(head, metadata={"format": "pt"}))
+
+
+def head_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What tells one head from another: a hash of names, shapes and float32 values, in the order of the names.
+
+    Args:
+        tensors: as ``read_head`` gives them; their order and type do not count, as far as float32 holds their values.
+    """
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        whole.update(f"{name}\0{list(values.shape)}\0".encode())
+        whole.update(values.numpy().astype("<f4", copy=False).tobytes())
+    return whole.hexdigest()

@@ -79,6 +79,18 @@ class MergeReport:
 Verify = Callable[[Path], Mapping[str, Any] | None]
 
 
+@dataclass(frozen=True)
+class StageOutput:
+    """What a merged model's manifest says where it is an output of a stage, and not of a merge alone."""
+
+    stage: str
+    settings: Mapping[str, Any]  # all that determine it
+    inputs: Mapping[str, str]
+    complete: Callable[[Path], Mapping[str, Any]]
+    """Called with the finished directory before it is published; writes into it what else belongs there, and returns
+    details of the manifest. If it raises, nothing is published."""
+
+
 def merge_adapter(
     base: str,
     adapter_dir: Path,
@@ -88,6 +100,7 @@ def merge_adapter(
     labels: Sequence[str] | None = None,
     force: bool = False,
     verify: Verify | None = None,
+    output: StageOutput | None = None,
 ) -> MergeReport:
     """Write ``base`` with the adapter merged into it to ``out_dir``, which appears whole or stays as it was.
 
@@ -100,6 +113,7 @@ def merge_adapter(
         force: merge again even if ``out_dir`` is up to date.
         verify: called with the finished directory before it is published; if it raises, nothing is. What it returns
             stands in the manifest under ``verified``.
+        output: the stage that the merged model is an output of; by default a merge is a stage of its own.
 
     Raises:
         SettingsError: an unknown ``dtype``.
@@ -110,13 +124,19 @@ def merge_adapter(
     _check_dtype(dtype)
     read_adapter(adapter_dir)
     _refuse_own_input(out_dir, base, adapter_dir)
-    settings = {"dtype": dtype, "labels": list(labels) if labels else None}
+    stage = output.stage if output else STAGE
     with locked(out_dir):
         recover(out_dir)
-        inputs = {"base_model": model_identity(base), "adapter": sha256_path(adapter_dir)}
-        if not force and (finished := _finished_report(out_dir, fingerprint(settings, inputs))):
+        settings: Mapping[str, Any]
+        inputs: Mapping[str, str]
+        if output:
+            settings, inputs = output.settings, output.inputs
+        else:
+            settings = {"dtype": dtype, "labels": list(labels) if labels else None}
+            inputs = {"base_model": model_identity(base), "adapter": sha256_path(adapter_dir)}
+        if not force and (finished := _finished_report(out_dir, stage, fingerprint(settings, inputs))):
             return finished
-        require_replaceable(out_dir, STAGE)
+        require_replaceable(out_dir, stage)
         partial = partial_directory(out_dir)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -125,7 +145,9 @@ def merge_adapter(
             details: dict[str, Any] = {"merge": asdict(report)}
             if verify is not None:
                 details["verified"] = verify(partial)
-            write_manifest(partial, stage=STAGE, settings=settings, inputs=inputs, started=started, details=details)
+            if output is not None:
+                details |= output.complete(partial)
+            write_manifest(partial, stage=stage, settings=settings, inputs=inputs, started=started, details=details)
             publish(partial, out_dir)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -154,7 +176,7 @@ def write_merged(
     base_dir = local_directory(base)
     plan = plan_merge(base_dir, adapter, dtype, labels)
     copies = _files_to_copy(base_dir, adapter_dir, plan)
-    _require_space(directory, plan.weight_bytes + sum(file.stat().st_size for file in copies))
+    require_space(directory, plan.weight_bytes + sum(file.stat().st_size for file in copies))
     zero_modules = count_zero_modules(adapter)
     for file in copies:
         shutil.copyfile(file, directory / file.name)
@@ -190,9 +212,9 @@ def _refuse_own_input(out_dir: Path, base: str, adapter_dir: Path) -> None:
         raise InputError(f"{out_dir}: lies in the adapter's directory -> choose another place")
 
 
-def _finished_report(out_dir: Path, expected: str) -> MergeReport | None:
+def _finished_report(out_dir: Path, stage: str, expected: str) -> MergeReport | None:
     manifest = read_manifest(out_dir)
-    if manifest is None or manifest["stage"] != STAGE or not is_up_to_date(out_dir, expected):
+    if manifest is None or manifest["stage"] != stage or not is_up_to_date(out_dir, expected):
         return None
     try:
         return replace(MergeReport(**manifest["merge"]), up_to_date=True)
@@ -202,7 +224,8 @@ def _finished_report(out_dir: Path, expected: str) -> MergeReport | None:
 
 def check_base(adapter_dir: Path, base: str) -> bool:
     """Whether the adapter's manifest confirms the base; a hub name and a directory cannot be compared."""
-    known = str(((read_manifest(adapter_dir) or {}).get("inputs") or {}).get("base_model") or "")
+    inputs = (read_manifest(adapter_dir) or {}).get("inputs") or {}
+    known = str(inputs.get("base_model") or inputs.get("student_model") or "")  # of step 5's students the latter
     same = is_same_model(known, model_identity(base))
     if same is False:
         raise InputError(
@@ -218,23 +241,33 @@ def _files_to_copy(base_dir: Path, adapter_dir: Path, plan: MergePlan) -> list[P
     generation = () if plan.classifier else ("generation_config.json",)
     return [
         *_matching(base_dir, (*own, *generation, "*.py")),
-        *_matching(tokenizer_dir, _TOKENIZER_FILES),
+        *tokenizer_files(tokenizer_dir),
         *_matching(adapter_dir, ("label_tokens.json",)),
     ]
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The files of a directory that are its tokenizer's."""
+    return _matching(directory, _TOKENIZER_FILES)
 
 
 def _matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
 
 
-def _require_space(directory: Path, needed: int) -> None:
+def require_space(directory: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        InputError: fewer than ``needed`` bytes and a margin are free.
+    """
     place = directory.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed + DISK_MARGIN:
         raise InputError(
-            f"{place}: the merged model needs {(needed + DISK_MARGIN) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free "
+            f"{place}: the model needs {(needed + DISK_MARGIN) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free "
             "-> free some space, or choose another place"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from arena_distill.models.lora_file import LoraAdapter, LoraPair
@@ -30,10 +30,8 @@ def count_zero_modules(adapter: LoraAdapter) -> int:
 
 def _is_zero(tensor: StoredTensor) -> bool:
     zero = True
-    for first, last in _blocks(tensor):
-        block = _load(tensor, first, last)
-        if not _is_finite(block):
-            raise InputError(f"{tensor.file}: {tensor.name} holds NaN or infinity -> train the adapter again")
+    for first, last in row_blocks(tensor.shape):
+        block = finite_tensor(tensor, first, last)
         zero = zero and not bool(block.any())
     return zero
 
@@ -49,12 +47,12 @@ def output_pieces(tensor: OutputTensor) -> Iterator[memoryview]:
         return
     import torch
 
-    dtype, base_dtype = _torch_dtype(tensor.dtype), _torch_dtype(tensor.base_dtype)
-    factors = (_load(tensor.pair.a).float(), _load(tensor.pair.b).float()) if tensor.pair else None
-    for first, last in _blocks(tensor.source):
-        block = _load(tensor.source, first, last).to(base_dtype)
+    dtype, base_dtype = torch_dtype(tensor.dtype), torch_dtype(tensor.base_dtype)
+    factors = (load_tensor(tensor.pair.a).float(), load_tensor(tensor.pair.b).float()) if tensor.pair else None
+    for first, last in row_blocks(tensor.source.shape):
+        block = load_tensor(tensor.source, first, last).to(base_dtype)
         if tensor.pair is not None and factors is not None:
-            delta = _delta(tensor.pair, *factors, first, last)
+            delta = delta_rows(tensor.pair, *factors, first, last)
             if tensor.pair.embedding:  # PEFT rounds the change of an embedding to the type of the table first
                 delta = delta.to(torch.promote_types(base_dtype, dtype))
             block = block.to(torch.promote_types(base_dtype, torch.float32)).add_(delta)
@@ -72,29 +70,45 @@ def _is_finite(block: torch.Tensor) -> bool:
     return not block.numel() or all(bool(extreme.isfinite()) for extreme in block.aminmax())
 
 
-def _delta(pair: LoraPair, a: torch.Tensor, b: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Rows ``first`` to ``last`` of the change of the weight, float32 ``[rows, columns]``."""
+def delta_rows(pair: LoraPair, a: torch.Tensor, b: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Rows ``first`` to ``last`` of the change of the weight, ``[rows, columns]`` in the type of the factors."""
     product = (b @ a[:, first:last]).T if pair.transposed else b[first:last] @ a
     return product.mul_(pair.scaling)
 
 
-def _blocks(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
-    step = max(1, BLOCK_ELEMENTS // max(1, math.prod(tensor.shape[1:])))
-    for first in range(0, tensor.rows, step):
-        yield first, min(first + step, tensor.rows)
+def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First row and the one after the last of each block of a tensor of this shape; a scalar is one row."""
+    rows = shape[0] if shape else 1
+    step = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
 
 
-def _load(tensor: StoredTensor, first: int = 0, last: int | None = None) -> torch.Tensor:
+def load_tensor(tensor: StoredTensor, first: int = 0, last: int | None = None) -> torch.Tensor:
+    """The rows ``first`` to ``last`` (not included) of a stored tensor, by default all, in the type it is stored in."""
     import torch
 
     data = tensor.read(first, last)
-    dtype = _torch_dtype(tensor.dtype)
+    dtype = torch_dtype(tensor.dtype)
     flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     rows = (tensor.rows if last is None else last) - first
     return flat.reshape((rows, *tensor.shape[1:]) if tensor.shape else ())
 
 
-def _torch_dtype(stored: str) -> torch.dtype:
+def finite_tensor(tensor: StoredTensor, first: int = 0, last: int | None = None) -> torch.Tensor:
+    """As ``load_tensor``, of an adapter.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    values = load_tensor(tensor, first, last)
+    if not _is_finite(values):
+        raise InputError(f"{tensor.file}: {tensor.name} holds NaN or infinity -> train the adapter again")
+    return values
+
+
+def torch_dtype(stored: str) -> torch.dtype:
+    """PyTorch's type for a safetensors type of floating-point numbers."""
     import torch
 
     return {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}[stored]

@@ -18,6 +18,7 @@ SETTINGS_CLASSES = (
     "arena_distill.inference.oof_settings:OofSettings",
     "arena_distill.training.distill_settings:DistillSettings",
     "arena_distill.training.student_settings:StudentSettings",
+    "arena_distill.conversion.average_settings:AverageSettings",
 )
 """Everything that a profile may set, by module and class, and below what the scripts read themselves."""
 

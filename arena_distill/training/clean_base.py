@@ -8,10 +8,10 @@ from typing import Any
 from arena_distill.data.folds import Folds
 from arena_distill.runtime.artifacts import fingerprint, read_manifest
 from arena_distill.runtime.errors import InputError
-from arena_distill.runtime.stages import DISTILL_STUDENT, POST_PRETRAIN, TRAIN_TEACHERS
+from arena_distill.runtime.stages import DISTILL_STUDENT, LORA_ENSEMBLE, POST_PRETRAIN, QUANTIZE, TRAIN_TEACHERS
 from arena_distill.training.post_pretrain_job import BASE_ROWS
 
-JUDGES = (TRAIN_TEACHERS.name, DISTILL_STUDENT.name, "student-train")
+JUDGES = (TRAIN_TEACHERS.name, DISTILL_STUDENT.name, LORA_ENSEMBLE.name, QUANTIZE.name, "student-train")
 """Stages whose models have learned votes."""
 
 

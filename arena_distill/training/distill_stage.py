@@ -33,8 +33,8 @@ def _train(settings: DistillSettings, jobs: list[DistillJob]) -> None:
     from arena_distill.models.quiet import quiet_libraries
 
     quiet_libraries()
+    from arena_distill.models.release import release_memory
     from arena_distill.training.distill import distill_student
-    from arena_distill.training.processes import free_memory
 
     try:
         for job, rows in zip(jobs, lessons, strict=True):
@@ -42,7 +42,7 @@ def _train(settings: DistillSettings, jobs: list[DistillJob]) -> None:
             if old := job.replaces():
                 say(f"note: replaces the one that is there ({old})")
             distill_student(settings, job, rows, data.teachers)
-            free_memory()
+            release_memory()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint")
         raise

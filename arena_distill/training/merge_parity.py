@@ -10,8 +10,9 @@ import torch
 from arena_distill.models.adapters import load_adapter
 from arena_distill.models.classifier import load_tokenizer
 from arena_distill.models.quiet import quiet_libraries
+from arena_distill.models.release import release_memory
 from arena_distill.runtime.errors import ArenaError
-from arena_distill.training.processes import free_memory, use_all_cores
+from arena_distill.training.processes import use_all_cores
 
 PARITY_BOUND = {"float32": 1e-4, "bfloat16": 0.05}  # of a probability; bfloat16 rounds every merged weight to 8 bits
 PROBE = "Prompt:\nWhich is larger, 7 or 12?\n\nResponse A:\n12 is larger.\n\nResponse B:\n7 is larger.\n\nBetter:"
@@ -60,7 +61,7 @@ def language_model_parity(base: str, adapter: Path, merged: Path, bf16: bool) ->
         with torch.inference_mode():
             said.append(model(input_ids=ids).logits.float().softmax(dim=-1))
         del model
-        free_memory()  # two 70B models do not fit side by side
+        release_memory()  # two 70B models do not fit side by side
     gap = float((said[0] - said[1]).abs().max())
     check_gap(merged, gap, dtype)
     return {"parity": {"tokens": ids.shape[1], "largest_probability_gap": gap, "dtype": dtype}}

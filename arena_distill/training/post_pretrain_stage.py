@@ -12,7 +12,7 @@ from arena_distill.runtime.artifacts import fingerprint, read_manifest
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.training.post_pretrain_job import BASE_ROWS, STAGE, PostPretrainJob, plan_post_pretraining
 from arena_distill.training.post_pretrain_settings import FamilyPlan, PostPretrainSettings
-from arena_distill.training.processes import free_memory, is_main_process, process_count, same_for_all, say
+from arena_distill.training.processes import is_main_process, process_count, same_for_all, say
 
 
 def post_pretrain_all(settings: PostPretrainSettings) -> None:
@@ -38,6 +38,7 @@ def post_pretrain_all(settings: PostPretrainSettings) -> None:
 def _train(settings: PostPretrainSettings, jobs: list[PostPretrainJob]) -> None:
     # Not before: importing torch takes longer than finding that there is nothing to do.
     from arena_distill.models.quiet import quiet_libraries
+    from arena_distill.models.release import release_memory
 
     quiet_libraries()
     from arena_distill.training.post_pretrain import load_rows, post_pretrain
@@ -48,7 +49,7 @@ def _train(settings: PostPretrainSettings, jobs: list[PostPretrainJob]) -> None:
             if old := job.replaces():
                 say(f"note: {job.final} is there already and will be replaced ({old})")
             post_pretrain(settings, job, rows, counts)
-            free_memory()
+            release_memory()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint")
         raise

@@ -35,17 +35,6 @@ def use_all_cores() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def free_memory() -> None:
-    """Give back what a finished model held: a Trainer and its model point at each other, so nothing goes by itself."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def wait_for_all() -> None:
     """Return when every process has come here. Only after ``training_arguments`` has joined them."""
     if process_count() > 1:

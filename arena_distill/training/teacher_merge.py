@@ -15,9 +15,9 @@ from arena_distill.data.records import Rows
 from arena_distill.evaluation.metrics import softmax
 from arena_distill.models.backbone import local_directory
 from arena_distill.models.merge import merge_adapter
+from arena_distill.models.release import release_memory
 from arena_distill.runtime.artifacts import fingerprint, is_up_to_date, nearest_existing, read_manifest
 from arena_distill.training.merge_parity import check_gap
-from arena_distill.training.processes import free_memory
 from arena_distill.training.teacher_job import TeacherJob
 from arena_distill.training.teacher_settings import TeacherSettings
 
@@ -94,7 +94,7 @@ def _probabilities(path: Path, rows: Rows, settings: TeacherSettings, dtype: str
     judge = load_judge(path, max_length=settings.teacher_maxlen, batch_rows=1, dtype=dtype, device="cpu")
     probabilities = softmax(judge.logits(rows))
     del judge
-    free_memory()  # two 70B models do not fit side by side
+    release_memory()  # two 70B models do not fit side by side
     return probabilities
 
 

@@ -35,7 +35,7 @@ def _train(settings: TeacherSettings, jobs: list[TeacherJob]) -> None:
     from arena_distill.models.quiet import quiet_libraries
 
     quiet_libraries()
-    from arena_distill.training.processes import free_memory
+    from arena_distill.models.release import release_memory
     from arena_distill.training.teacher import TeacherData, train_teacher
 
     data = TeacherData.load(settings, jobs[0].train_file)
@@ -47,7 +47,7 @@ def _train(settings: TeacherSettings, jobs: list[TeacherJob]) -> None:
             if old := job.replaces():
                 say(f"note: replaces the one that is there ({old})")
             train_teacher(settings, job, data)
-            free_memory()
+            release_memory()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint")
         raise

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from arena_distill.models.adapters import ADAPTER_WEIGHTS, add_lora
 from arena_distill.models.classifier import HEAD_MODULES, load_classifier, load_tokenizer
-from arena_distill.models.head_file import HEAD_PT, HEAD_SAFETENSORS, read_head, save_head
+from arena_distill.models.head_file import HEAD_PT, HEAD_SAFETENSORS, head_sha256, read_head, save_head
 from arena_distill.runtime.errors import EXIT_BAD_INPUT, InputError
 
 HEADS = {
@@ -181,3 +181,31 @@ def test_text_in_the_place_of_weights_is_refused(backbones: Path, tmp_path: Path
     saved(backbones / "bert", tmp_path, "full")
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "cannot be read" in refusal(tmp_path, tmp_path / "model.safetensors")
+
+
+# Identity
+
+
+def test_the_identity_of_a_head_is_that_of_its_names_shapes_and_values() -> None:
+    head = {"score.weight": torch.arange(6.0).reshape(3, 2), "score.bias": torch.ones(3)}
+    same = {name: head[name].to(torch.bfloat16) for name in reversed(head)}  # whole numbers: nothing is rounded
+    assert head_sha256(head) == head_sha256(same)
+    strided = {**head, "score.weight": head["score.weight"].T.contiguous().T}
+    assert head_sha256(strided) == head_sha256(head)
+    others = [
+        {**head, "score.weight": head["score.weight"] * (1 + 2**-23)},
+        {**head, "score.weight": head["score.weight"].reshape(2, 3)},
+        {"score.weight": head["score.weight"], "score.bais": head["score.bias"]},
+        {"score.weight": head["score.weight"]},
+    ]
+    assert len({head_sha256(other) for other in [head, *others]}) == 5
+
+
+def test_an_adapters_head_and_that_of_the_merged_model_have_one_identity(backbones: Path, tmp_path: Path) -> None:
+    from arena_distill.models.merge import merge_adapter
+
+    for family in ("bert", "llama"):
+        saved(backbones / family, tmp_path / family, "adapter")
+        merge_adapter(str(backbones / family), tmp_path / family, tmp_path / f"{family}_merged")
+        one, two = (read_head(tmp_path / name) for name in (family, f"{family}_merged"))
+        assert head_sha256(one) == head_sha256(two)

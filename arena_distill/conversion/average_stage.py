@@ -1,0 +1,27 @@
+"""Step 6 as a whole: one adapter out of all folds', and one model out of that; each published once it is proved."""
+
+from __future__ import annotations
+
+from arena_distill.conversion.average_job import plan_average
+from arena_distill.conversion.average_settings import AverageSettings
+
+
+def average_students(settings: AverageSettings) -> None:
+    """Make what is missing.
+
+    Raises:
+        ArenaError: bad settings or input, or an output that is not what it should be; what stood there before stays,
+            and an averaged adapter that was finished stays even if merging it fails.
+    """
+    plan = plan_average(settings)
+    if not settings.force and plan.lora.is_up_to_date() and plan.merged.is_up_to_date():
+        for job in (plan.lora, plan.merged):
+            print(f"{job.final}: up to date")
+        return
+    # Not before: importing torch takes longer than finding that there is nothing to do.
+    from arena_distill.models.quiet import quiet_libraries
+
+    quiet_libraries()
+    from arena_distill.conversion.average import convert
+
+    convert(settings, plan)
