@@ -51,8 +51,12 @@ def write_calibration(
     write_atomically(directory / CALIBRATION_FILE, json.dumps(document, indent=2) + "\n")
 
 
-def read_calibration(directory: Path) -> SavedCalibration | None:
+def read_calibration(directory: Path, weights: str | None = None) -> SavedCalibration | None:
     """The calibration of the student in ``directory``; None if there is none.
+
+    Args:
+        directory: of the student.
+        weights: its ``weights_sha256``, where that is known already.
 
     Raises:
         InputError: it is broken, or was fitted on other weights.
@@ -60,14 +64,46 @@ def read_calibration(directory: Path) -> SavedCalibration | None:
     path = directory / CALIBRATION_FILE
     if not path.is_file():
         return None
+    calibration = read_calibration_file(path)
+    fitted_on = calibration.figures.get("weights_sha256")
+    if fitted_on is not None and fitted_on != (weights or weights_sha256(directory)):
+        raise InputError(f"{path}: was fitted on other weights -> run student-calibrate again")
+    return calibration
+
+
+def read_calibration_file(path: Path) -> SavedCalibration:
+    """What a calibration file says, whichever weights it is of.
+
+    Raises:
+        InputError: it is missing or broken.
+    """
     temperature = load_calibration(path)
     document = json.loads(path.read_text("utf-8-sig"))
-    if document.get("weights_sha256") not in (None, weights_sha256(directory)):
-        raise InputError(f"{path}: was fitted on other weights -> run student-calibrate again")
     views = document.get("views") or []
     if not isinstance(views, list):
         raise InputError(f"{path}: 'views' must be a list, not {views!r:.40} -> run student-calibrate again")
     return SavedCalibration(temperature, tuple(map(str, views)), document)
+
+
+def temperature_for(calibration: SavedCalibration | None, views: Sequence[View], file: Path, advice: str) -> float:
+    """The temperature to predict with, or 1 where none was fitted; says so where views differ, or none is there.
+
+    Args:
+        calibration: what was found.
+        views: that will be averaged over.
+        file: where the calibration is, or would be.
+        advice: what to do for a temperature of these views.
+    """
+    if calibration is None:
+        print(f"{file}: missing, so probabilities are not calibrated (see student-calibrate)")
+        return 1.0
+    used = view_names(views)
+    if calibration.views and calibration.views != used:
+        print(
+            f"note: the temperature was fitted with the views {', '.join(calibration.views)} and is used with "
+            f"{', '.join(used)}; {advice}"
+        )
+    return calibration.temperature
 
 
 def weights_sha256(directory: Path) -> str:

@@ -16,6 +16,9 @@ from arena_distill.data.records import CLASSES, SWAPPED
 EPSILON = float(np.finfo(np.float64).eps)
 """Clip of the Kaggle log loss: the float64 machine epsilon, as ``sklearn.metrics.log_loss`` since 1.5."""
 
+ECE_BINS = 15
+"""Equal-width bins of the expected calibration error and of reliability diagrams."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -84,7 +87,7 @@ def accuracy(probabilities: ArrayLike, targets: ArrayLike) -> float:
     return float((p.argmax(axis=1) == t.argmax(axis=1)).mean())
 
 
-def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bins: int = ECE_BINS) -> float:
     """Expected calibration error of the top label.
 
     Rows fall into ``bins`` equal-width bins ``(k/bins, (k+1)/bins]`` of their highest probability; the error is the
@@ -98,15 +101,23 @@ def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bin
         bins: number of bins, at least 1.
     """
     p, t = _pair(probabilities, targets)
+    confidence, hit = top_label(p, t)
+    gap = np.bincount(confidence_bin(confidence, bins), weights=confidence - hit, minlength=bins)
+    return float(np.abs(gap).sum() / len(p))
+
+
+def top_label(p: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of ``[N, 3]`` probabilities and targets the highest probability of each row, and the target's mass on it."""
+    predicted, rows = p.argmax(axis=1), np.arange(len(p))
+    return p[rows, predicted], t[rows, predicted]
+
+
+def confidence_bin(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
+    """Which of ``bins`` equal-width bins ``(k/bins, (k+1)/bins]`` each confidence falls into; ``[N]``."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
-    predicted = p.argmax(axis=1)
-    rows = np.arange(len(p))
-    confidence, hit = p[rows, predicted], t[rows, predicted]
     # Inner edges only: confidences of 0 and (by rounding) just above 1 belong to the first and the last bin.
-    bin_of_row = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
-    gap = np.bincount(bin_of_row, weights=confidence - hit, minlength=bins)
-    return float(np.abs(gap).sum() / len(p))
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
 
 
 def brier_score(probabilities: ArrayLike, targets: ArrayLike) -> float:

@@ -15,7 +15,7 @@ from arena_distill.evaluation.ensemble import Space, combine, equal_weights
 from arena_distill.evaluation.metrics import row_gaps
 from arena_distill.evaluation.submission import read_submission, write_submission
 from arena_distill.runtime.artifacts import require_writable, sha256_file, write_manifest
-from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.runtime.errors import DataError, InputError, SettingsError
 
 STAGE = "ensemble"
 
@@ -55,9 +55,16 @@ def read_submissions(paths: Sequence[Path], test_csv: Path | None = None) -> Sub
             raise InputError(f"{path}: is given twice{known} -> name it once; --weights can give it twice the say")
         first_name[path.resolve()] = path
     expected = None if test_csv is None else load_test(test_csv).rows["id"].to_pylist()
-    members = []
+    members: list[np.ndarray] = []
     for path in paths:
-        expected, p = read_submission(path, expected)
+        try:
+            expected, p = read_submission(path, expected)
+        except DataError as error:
+            if test_csv is not None or not members:
+                raise
+            read_submission(path)  # what is wrong with the file itself is said as it is
+            asked = f"its ids were compared with those of {paths[0]}: --test-csv FILE says which of the two is wrong"
+            raise InputError(f"{error} ({asked})") from error
         members.append(p)
     assert expected is not None
     return Submissions(list(paths), expected, np.stack(members), test_csv)

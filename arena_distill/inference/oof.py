@@ -6,7 +6,6 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from arena_distill.inference.judge import ClassifierJudge, Quantization, in_clas
 from arena_distill.inference.last_token import record_last_token
 from arena_distill.inference.oof_job import LAST_TOKEN, LOGITS, PROBABILITIES, ROWS, STAGE, OofJob
 from arena_distill.inference.oof_settings import OofSettings
+from arena_distill.inference.parts import Parts
 from arena_distill.models.classifier import check_lengths, load_tokenizer
 from arena_distill.runtime.artifacts import locked, publish, write_manifest
 from arena_distill.runtime.errors import InputError
@@ -48,53 +48,6 @@ class Work:
         sequences, number = assemble(tokenize_rows(rows, tokenizer), layout, views)
         batches = token_budget_batches(sequences.ids.lengths, settings.infer_batch_tokens)
         return cls(rows, sequences, number, views, batches)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The scores so far: one file a shard, float32 ``[S, W]``, not finite where there are none yet.
-
-    What is written survives the process. All parts of a fold are of the same teacher and settings, so whatever any of
-    them holds is done, however many shards there were.
-    """
-
-    directory: Path
-    shape: tuple[int, int]
-
-    def open(self, shard: int, shards: int) -> np.memmap:
-        """The part of one shard, to be written to."""
-        path = self.directory / f"shard_{shard}_of_{shards}.npy"
-        if self._read(path) is None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(".new")
-            values = np.lib.format.open_memmap(fresh, mode="w+", dtype=np.float32, shape=self.shape)
-            values[:] = np.nan
-            values.flush()
-            fresh.replace(path)
-        return np.lib.format.open_memmap(path, mode="r+")
-
-    def together(self) -> np.ndarray:
-        """All parts as one array."""
-        whole = np.full(self.shape, np.nan, dtype=np.float32)
-        for path in sorted(self.directory.glob("shard_*_of_*.npy")):
-            part = self._read(path)
-            if part is not None:
-                done = np.isfinite(part).all(axis=1)
-                whole[done] = part[done]
-        return whole
-
-    def forget(self, shard: int, shards: int) -> None:
-        """Remove one shard's part; with a single shard, every part."""
-        pattern = f"shard_{shard}_of_{shards}.npy" if shards > 1 else "shard_*_of_*.npy"
-        for path in self.directory.glob(pattern):
-            path.unlink()
-
-    def _read(self, path: Path) -> np.ndarray | None:
-        try:
-            part = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # absent, or cut off while it was made
-            return None
-        return part if part.shape == self.shape and part.dtype == np.float32 else None
 
 
 def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds, again: bool) -> bool:

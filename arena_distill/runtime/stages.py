@@ -19,10 +19,15 @@ SETTINGS_CLASSES = (
     "arena_distill.training.distill_settings:DistillSettings",
     "arena_distill.training.student_settings:StudentSettings",
     "arena_distill.conversion.average_settings:AverageSettings",
+    "arena_distill.inference.predict_settings:PredictSettings",
+    "arena_distill.evaluation.evaluation_settings:EvaluationSettings",
 )
 """Everything that a profile may set, by module and class, and below what the scripts read themselves."""
 
-SCRIPT_VARIABLES = ("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE", "USE_WEIGHTED")
+SCRIPT_VARIABLES = (
+    *("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE", "USE_WEIGHTED"),
+    *("HEAD_DIR", "HEAD_OUT", "CALIB_JSON"),
+)
 
 FanOut = Literal["fold", "shard"]
 
@@ -117,7 +122,7 @@ LORA_ENSEMBLE = Stage(
     name="step6_lora_ensemble",
     does="the folds' adapters and heads averaged into one, merged into the base; both proved on real rows",
     worker="scripts/average_students.py",
-    reads=("model_save/distilled_NAME_fold_K", "data/test.csv"),
+    reads=("model_save/distilled_gemma2-9b_fold_K", "data/test.csv"),
     writes=("model_save/avg_lora", "model_save/final_merged_model"),
     depends_on=("step5_distill_student",),
     memory_gb=64,
@@ -153,7 +158,7 @@ EVAL = Stage(
     writes=("sub/RUN_final_ensemble.csv", "sub/RUN_evaluation.json", "model_save/RUN/report.html"),
     depends_on=("step8_infer_tta",),
     gpu=False,
-    memory_gb=4,
+    memory_gb=8,
     hours=0.5,
 )
 

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from arena_distill.inference.tta_lengths import lengths_of, lengths_text
 from arena_distill.runtime.run_settings import RunSettings
 from arena_distill.training.temperature_schedule import temperature_schedule
 
@@ -35,13 +36,6 @@ def trackers(text: str) -> str:
     if absent := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ValueError(f"{absent[0]} is not installed: pip install {absent[0]}")
     return ",".join(names) or "none"
-
-
-def _lengths(text: str) -> str:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError("use token counts separated by commas, such as 512,1024")
-    return ",".join(parts)
 
 
 class StudentSettings(RunSettings):
@@ -132,7 +126,7 @@ class StudentSettings(RunSettings):
     )
 
     student_infer_8bit: bool = Field(False, description="load the weights as int8 (bitsandbytes), head left as it is")
-    student_infer_tta_lengths: Annotated[str, AfterValidator(_lengths)] = Field(
+    student_infer_tta_lengths: Annotated[str, AfterValidator(lengths_text)] = Field(
         "", description="length limits to average over, such as 512,1024; default: the student's own limit"
     )
     student_infer_tta_swap: bool = Field(True, description="average over both orders of the answers")
@@ -199,4 +193,4 @@ class StudentSettings(RunSettings):
     @property
     def tta_lengths(self) -> list[int]:
         """Length limits of test-time augmentation, tokens; empty: the student's own."""
-        return [int(part) for part in self.student_infer_tta_lengths.split(",") if part]
+        return lengths_of(self.student_infer_tta_lengths)

@@ -15,6 +15,7 @@ from arena_distill.data.splits import load_split
 from arena_distill.evaluation.calibration_file import (
     CALIBRATION_FILE,
     read_calibration,
+    temperature_for,
     view_names,
     weights_sha256,
     write_calibration,
@@ -152,13 +153,5 @@ class TrainedStudent:
             InputError: it was fitted on other weights.
         """
         calibration = read_calibration(self.directory)
-        if calibration is None:
-            print(f"{self.calibration_file}: missing, so probabilities are not calibrated (see student-calibrate)")
-            return 1.0
-        used = view_names(self.views)
-        if calibration.views and calibration.views != used:
-            print(
-                f"note: the temperature was fitted with the views {', '.join(calibration.views)} and is used with "
-                f"{', '.join(used)}; run student-calibrate with the same settings"
-            )
-        return calibration.temperature
+        advice = "run student-calibrate with the same settings"
+        return temperature_for(calibration, self.views, self.calibration_file, advice)

@@ -185,26 +185,53 @@ def test_a_file_given_twice_is_refused_however_it_is_named(
     refused(tmp_path, InputError, problem, lambda: ensemble(out, [*paths, tmp_path / "link.csv"]))
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("10,1,0,0\n9,1,0,0\n2,1,0,0\n", "1 of 4 ids are missing, the first 'a,b'"),
-        ('10,1,0,0\n9,1,0,0\n2,1,0,0\n"a,b",1,0,0\n5,1,0,0\n', "1 ids are not in the test file, the first '5'"),
-        ('10,1,0,0\n9,1,0,0\n2,nan,0,0\n"a,b",1,0,0\n', "row 3, column 'winner_model_a': nan"),
-        ('10,1,0,0\n9,1,0,0\n10,1,0,0\n"a,b",1,0,0\n', "row 3, column 'id'.*already"),
-        (None, "cannot be read: No such file"),
-    ],
-)
+HEADER_LINE = "id,winner_model_a,winner_model_b,winner_tie\n"
+BAD_MEMBERS = [
+    (HEADER_LINE + "10,1,0,0\n9,1,0,0\n2,1,0,0\n", "1 of 4 ids are missing, the first 'a,b'"),
+    (
+        HEADER_LINE + '10,1,0,0\n9,1,0,0\n2,1,0,0\n"a,b",1,0,0\n5,1,0,0\n',
+        "1 ids are not in the test file, the first '5'",
+    ),
+    (HEADER_LINE + '10,1,0,0\n9,1,0,0\n2,nan,0,0\n"a,b",1,0,0\n', "row 3, column 'winner_model_a': nan"),
+    (HEADER_LINE + '10,1,0,0\n9,1,0,0\n2,1,0,inf\n"a,b",1,0,0\n', "row 3, column 'winner_tie': inf"),
+    (HEADER_LINE + '10,1,0,0\n9,1,0,0\n2,,1,0\n"a,b",1,0,0\n', "row 3, column 'winner_model_a': '' is not a number"),
+    (HEADER_LINE + '10,1,0,0\n9,1,0,0\n2,2.5,-3,1.5\n"a,b",1,0,0\n', "row 3.*is not within"),
+    (HEADER_LINE + '10,1,0,0\n9,1,0,0\n2,0.5,0,0\n"a,b",1,0,0\n', "row 3.*sum to 0.5, not 1"),
+    (HEADER_LINE + '10,1,0,0\n9,1,0,0\n10,1,0,0\n"a,b",1,0,0\n', "row 3, column 'id'.*already"),
+    (HEADER_LINE + "10,1,0,0\n9,0.25,0.5", "row 2: has 3 fields"),
+    (HEADER_LINE, "has a header but no rows"),
+    ("", "is empty"),
+    ("id,a,b,tie\n10,1,0,0\n", "has columns 'id,a,b,tie'"),
+    (None, "cannot be read: No such file"),
+]
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(("text", "problem"), BAD_MEMBERS)
 def test_a_bad_member_is_named_and_an_older_output_stays_byte_for_byte(
-    tmp_path: Path, members: tuple[list[Path], np.ndarray], text: str | None, problem: str
+    tmp_path: Path, members: tuple[list[Path], np.ndarray], text: str | None, problem: str, place: int
 ) -> None:
     paths, _ = members
-    out = tmp_path / "out.csv"
-    ensemble(out, paths)
-    paths[2].unlink()
+    out, test_csv = tmp_path / "out.csv", tmp_path / "test.csv"
+    with test_csv.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "prompt", "response_a", "response_b"), *([i, "p", "a", "b"] for i in IDS)])
+    ensemble(out, paths, test_csv=test_csv)
+    paths[place].unlink()
     if text is not None:
-        paths[2].write_text("id,winner_model_a,winner_model_b,winner_tie\n" + text)
-    refused(tmp_path, InputError, rf"c\.csv.*{problem}", lambda: ensemble(out, paths))
+        paths[place].write_text(text)
+    problem = rf"{paths[place].name}.*{problem}"
+    refused(tmp_path, InputError, problem, lambda: ensemble(out, paths, test_csv=test_csv))
+    if place:  # without the test file the first member's ids are those that the others must have
+        refused(tmp_path, InputError, problem, lambda: ensemble(out, paths))
+
+
+def test_without_the_test_file_both_members_whose_ids_differ_are_named(
+    tmp_path: Path, members: tuple[list[Path], np.ndarray]
+) -> None:
+    paths, p = members
+    write_submission(paths[0], IDS[:3], p[0][:3])
+    problem = r"b\.csv.*1 ids are not in the test file.*compared with those of .*a\.csv: --test-csv FILE says"
+    refused(tmp_path, InputError, problem, lambda: ensemble(tmp_path / "out.csv", paths))
 
 
 def test_exit_codes_of_the_file_script(tmp_path: Path, members: tuple[list[Path], np.ndarray]) -> None:
@@ -509,6 +536,13 @@ def test_a_fold_that_predicted_another_test_file_is_refused(site: Site) -> None:
     site.ensemble("x")
     write_submission(site.submission("x", 2), ["1", *IDS[1:]], dirichlet(0))
     site.refuses(InputError, r"fold_2\.csv.*1 of 4 ids are missing, the first '10'", "x")
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD_MEMBERS[:-1])
+def test_a_bad_fold_is_named_and_an_older_ensemble_stays(site: Site, text: str, problem: str) -> None:
+    site.ensemble("x")
+    site.submission("x", 3).write_text(text)
+    site.refuses(InputError, rf"fold_3\.csv.*{problem}", "x")
 
 
 def test_exit_codes_of_the_cv_script(site: Site) -> None:

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.inference.oof_runs import FAMILIES, copy_of, infer, make_folds, train
+from tests.inference.predict_runs import KINDS, make_student
 
 
 @pytest.fixture(scope="session")
@@ -42,4 +43,17 @@ def scored(tmp_path_factory: pytest.TempPathFactory, teachers: Path) -> Path:
     """The same after one run of step 4 in one piece; not to be changed."""
     root = copy_of(teachers, tmp_path_factory.mktemp("scored") / "root", logits=False)
     infer(root)
+    return root
+
+
+# Step 8
+
+
+@pytest.fixture(scope="session")
+def students(tmp_path_factory: pytest.TempPathFactory, backbones: Path) -> Path:
+    """FAMILY_KIND: finished, calibrated students; not to be changed."""
+    root = tmp_path_factory.mktemp("students")
+    for kind in KINDS:
+        make_student(root / f"llama_{kind}", backbones / "llama", kind, seed=1)
+    make_student(root / "bert_plain", backbones / "bert", "plain", seed=2)
     return root
