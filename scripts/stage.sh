@@ -10,6 +10,9 @@ mkdir -p logs
 # shellcheck source=/dev/null
 if [ -f conf/cluster.sh ]; then source conf/cluster.sh; fi # modules, VENV_DIR, caches, scratch: this site's own
 
+# glibc gives large blocks back to the kernel and fetches fresh pages for the next step: a quarter of the time on a CPU.
+export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
+
 VENV_DIR=${VENV_DIR:-$REPO_ROOT/.venv}
 if [ -x "$VENV_DIR/bin/python" ]; then
   export PATH=$VENV_DIR/bin:$PATH

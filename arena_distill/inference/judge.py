@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +22,8 @@ from arena_distill.models.classifier import (
     token_table_size,
 )
 from arena_distill.models.label_tokens import LABEL_TOKENS_FILE
+from arena_distill.models.probe import check_probe
+from arena_distill.models.quantized import is_quantized
 from arena_distill.models.saved_model import load_saved_model
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.progress import Progress
@@ -120,14 +123,19 @@ class ClassifierJudge:
             piece = batch[start : start + rows]
             try:
                 out[piece] = self._forward(sequences, piece)
-            except torch.cuda.OutOfMemoryError:
+                continue
+            except torch.OutOfMemoryError as error:
                 if len(piece) == 1:
-                    raise
-                torch.cuda.empty_cache()
-                self.max_batch_tokens = len(piece) * width // 2
-                print(f"out of memory: going on with batches of {self.max_batch_tokens:,} tokens")
-                self._score_into(out, sequences, batch[start:])
-                return
+                    raise SettingsError(
+                        f"out of memory at a single sequence of {width:,} tokens -> lower the length limit, or take a "
+                        "smaller model"
+                    ) from error
+            # Not within the except block: the error holds on to all that the batch had in memory.
+            torch.cuda.empty_cache()
+            self.max_batch_tokens = len(piece) * width // 2
+            print(f"out of memory: going on with batches of {self.max_batch_tokens:,} tokens")
+            self._score_into(out, sequences, batch[start:])
+            return
 
     def _forward(self, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
         inputs = pad_batch(sequences, rows, self.tokenizer.pad_token_id)
@@ -154,20 +162,24 @@ def load_judge(
     quant: Quantization = "none",
     device: str | None = None,
     base: str = "",
+    probe: bool = True,
 ) -> ClassifierJudge:
     """Load a trained student or teacher from its directory.
 
     Args:
-        path: directory that ``student-train`` or step 3 wrote; a merged model, or an adapter whose base is at hand.
+        path: directory that ``student-train`` or step 3 wrote; a merged or quantized model, or an adapter whose base is
+            at hand.
         max_length: length limit of ``Judge.logits``, tokens.
         batch_rows: a batch holds at most this many times ``max_length`` tokens, padding included.
         dtype: ``float32``, ``bfloat16`` or ``float16``; what matrix products are computed in.
         quant: load the weights of the backbone in 8 bits (``int8``) or 4 (``nf4``); the head stays as it is.
         device: ``cuda``, ``cpu``, ``auto`` (spread over all GPUs); by default the GPU if there is one.
         base: base model of an adapter; by default the one that it was trained on.
+        probe: of a quantized model, compare a few answers with those that it gave when it was made.
 
     Raises:
-        InputError: there is no judge at ``path``, its files are damaged, or its head is missing.
+        InputError: there is no judge at ``path``, its files are damaged, its head is missing, or a quantized model
+            answers otherwise than when it was made.
         SettingsError: what was asked for cannot be done on this machine.
     """
     directory = Path(path)
@@ -182,11 +194,13 @@ def load_judge(
     tokenizer = load_tokenizer(str(directory))
     compute = getattr(torch, dtype)
     teacher = any((directory / name).is_file() for name in (ADAPTER_CONFIG, LABEL_TOKENS_FILE))
-    # Students are small, and keep their weights in full; of a large base, 16 bits is what was trained on.
-    options: dict[str, Any] = {"dtype": compute if teacher else torch.float32}
+    quantized = is_quantized(directory)
+    # Small students keep their weights in full; of a large base, 16 bits is what was trained on, or merged into.
+    whole = not (teacher or quantized or _stored_as(directory) == dtype)
+    options: dict[str, Any] = {"dtype": torch.float32 if whole else compute}
     if quant != "none":
         options["quantization_config"] = _int8_config() if quant == "int8" else nf4_config(compute)
-    if quant != "none" or device == "auto":
+    if quant != "none" or quantized or device == "auto":
         options["device_map"] = "auto" if device == "auto" else {"": device}
     model = load_saved_model(directory, tokenizer, base=base, **options)
     known = token_table_size(model)
@@ -195,14 +209,25 @@ def load_judge(
     if "device_map" not in options:
         model = model.to(device)
     model.eval()
-    return ClassifierJudge(
+    judge = ClassifierJudge(
         model,
         tokenizer,
         layout,
         max_length=max_length,
         max_batch_tokens=batch_rows * max_length,
-        autocast=None if dtype == "float32" else compute,
+        autocast=None if dtype == "float32" or quantized else compute,
     )
+    if quantized and probe:
+        check_probe(judge, directory)
+    return judge
+
+
+def _stored_as(directory: Path) -> str:
+    """Type of a model's weights, as its configuration has it; empty where it cannot be read."""
+    try:
+        return str(json.loads((directory / "config.json").read_text("utf-8"))["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with it, loading the model will say
+        return ""
 
 
 def _int8_config() -> Any:

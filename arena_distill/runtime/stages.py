@@ -19,6 +19,7 @@ SETTINGS_CLASSES = (
     "arena_distill.training.distill_settings:DistillSettings",
     "arena_distill.training.student_settings:StudentSettings",
     "arena_distill.conversion.average_settings:AverageSettings",
+    "arena_distill.conversion.quantize_settings:QuantizeSettings",
     "arena_distill.inference.predict_settings:PredictSettings",
     "arena_distill.evaluation.evaluation_settings:EvaluationSettings",
 )

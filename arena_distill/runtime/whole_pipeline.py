@@ -63,14 +63,14 @@ def training_steps(variables: Mapping[str, str]) -> list[Step]:
     return [*tiny, *(Step(stage.name, (stage.worker,)) for stage in stages)]
 
 
-def inference_steps(submission: Path, ensemble: Path, run: str, output_dir: Path) -> list[Step]:
-    """Steps 8 and 9."""
-    place = ("--output-dir", str(output_dir), *(("--run", run) if run else ()))
+def inference_steps(submission: Path, ensemble: Path, test: str) -> list[Step]:
+    """Steps 8 and 9; ``test`` is the file whose ids the submission must have, where it is known."""
+    expected = ("--test-csv", test) if test else ()
     return [
         Step(INFER_TTA.name, (INFER_TTA.worker,)),
-        Step(EVAL.name, ("scripts/ensemble_submissions.py", str(ensemble), str(submission))),
+        Step(EVAL.name, ("scripts/ensemble_submissions.py", str(ensemble), str(submission), *expected)),
         Step("evaluation", ("scripts/evaluate.py", "--submission", str(ensemble))),
-        Step("report", ("scripts/report.py", *place)),
+        Step("report", ("scripts/report.py",)),
     ]
 
 
@@ -104,7 +104,8 @@ def infer_everything(settings: RunSettings) -> None:
     prefix = f"{settings.run}_" if settings.run else ""
     sub = settings.output_dir.resolve() / "sub"
     submission, ensemble = (sub / f"{prefix}final_{name}.csv" for name in ("submission", "ensemble"))
-    _run(inference_steps(submission, ensemble, settings.run, settings.output_dir.resolve()), _variables(settings))
+    variables = _variables(settings)
+    _run(inference_steps(submission, ensemble, variables.get("TEST_CSV", "")), variables)
 
 
 def _variables(settings: RunSettings) -> dict[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from arena_distill.data.find_file import find_file
@@ -12,6 +15,7 @@ from arena_distill.data.loading import load_texts
 from arena_distill.data.prompts import texts_of
 from arena_distill.data.reading import data_sha256
 from arena_distill.data.records import Rows
+from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.tiny import DECODERS, TinySize, families, make_tiny_model
 from arena_distill.runtime.artifacts import publish, recover, require_replaceable, write_manifest
 from arena_distill.runtime.errors import SettingsError
@@ -93,15 +97,29 @@ def make_tiny_checkpoints(order: TinyOrder) -> None:
         else:
             waiting.append(job)
     if waiting:
-        from arena_distill.models.quiet import quiet_libraries
-
         quiet_libraries()
-        rows = load_texts(order.texts)
-        for job in waiting:
+        _make_all(order, waiting, load_texts(order.texts))
+
+
+def _make_all(order: TinyOrder, jobs: list[Job], rows: Rows) -> None:
+    """Side by side, each with its share of the cores: models so small gain little from a second one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(cores, len(jobs))
+    if processes == 1:
+        for job in jobs:
             _make(order, job, rows)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(_make, order, job, rows, cores // processes) for job in jobs]:
+            done.result()
 
 
-def _make(order: TinyOrder, job: Job, rows: Rows) -> None:
+def _make(order: TinyOrder, job: Job, rows: Rows, threads: int = 0) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+        quiet_libraries()
     started = time.time()
     shutil.rmtree(job.partial, ignore_errors=True)
     directory = job.partial / "model"
