@@ -67,8 +67,10 @@ def small_train_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_test_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first 40 sample pairs to predict."""
-    return _head_of(SAMPLE / "test.csv", 40, tmp_path_factory.mktemp("data") / "test.csv")
+    """The first 40 sample pairs to predict; their votes are beside them in ``test_labels.csv``."""
+    directory = tmp_path_factory.mktemp("data")
+    _head_of(SAMPLE / "test_labels.csv", 40, directory / "test_labels.csv")
+    return _head_of(SAMPLE / "test.csv", 40, directory / "test.csv")
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,22 @@
-"""Steps 1 to 4 under plain bash, from any directory, with every setting in a profile of one's own."""
+"""All steps, by main.py and under plain bash, from any directory, with every setting in a profile of one's own."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arena_distill.data.folds import load_folds
-from arena_distill.data.loading import load_labelled
+from arena_distill.data.loading import load_labelled, load_labels, load_test
+from arena_distill.evaluation.metrics import kaggle_log_loss
+from arena_distill.evaluation.submission import read_submission
 from arena_distill.inference.oof_table import read_oof_table
-from arena_distill.runtime.stages import EVAL, STAGES, markdown_table
+from arena_distill.runtime.stages import EVAL, INFER_TTA, LORA_ENSEMBLE, QUANTIZE, STAGES, markdown_table
 from tests.conftest import REPOSITORY, SAMPLE
 
 
@@ -21,9 +26,10 @@ def run_stage(script: str, tmp_path: Path, *flags: str, **environment: str) -> s
 
 
 @pytest.fixture
-def profile(tmp_path: Path, backbones: Path, small_train_csv: Path) -> Path:
+def profile(tmp_path: Path, backbones: Path, small_train_csv: Path, small_test_csv: Path) -> Path:
     settings = {
         "TRAIN_CSV": small_train_csv,
+        "TEST_CSV": small_test_csv,
         "UT_DATA": SAMPLE / "ultrafeedback.csv",
         "EXTRA_DATA": SAMPLE / "ultrafeedback_ties.csv",
         "OUTPUT_DIR": tmp_path / "out",
@@ -34,6 +40,9 @@ def profile(tmp_path: Path, backbones: Path, small_train_csv: Path) -> Path:
         "SKIP_QWEN": 1,
         "STUDENT_MODEL_NAME": backbones / "llama",
         "STUDENT_NAME": "small",
+        "QUANT_MAX_CALIB_SAMPLES": 32,
+        "QUANT_MIN_AGREEMENT": 0.9,  # of a hundredth of the training that a student needs
+        "TTA_LENGTHS": "64,96",
     }
     for prefix in ("POSTPRE", "TEACHER", "STUDENT"):
         for name, value in {"MAXLEN": 64, "PER_DEVICE_BS": 8, "GRAD_ACCUM": 1, "BF16": 0, "MAX_STEPS": 3}.items():
@@ -43,26 +52,49 @@ def profile(tmp_path: Path, backbones: Path, small_train_csv: Path) -> Path:
     return path
 
 
+def main_py(mode: str, tmp_path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "main.py"), "--mode", mode, *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment})
+
+
+def files_of(directory: Path) -> dict[Path, int]:
+    """When each file was written, by path."""
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*.*") if path.suffix != ".lock"}
+
+
 @pytest.mark.slow
-def test_steps_1_to_5_end_with_a_valid_table_and_students_and_do_nothing_twice(
-    profile: Path, tmp_path: Path, small_train_csv: Path
+def test_main_py_does_every_stage_and_the_stage_scripts_then_find_nothing_to_do(
+    profile: Path, tmp_path: Path, small_train_csv: Path, small_test_csv: Path
 ) -> None:
-    for script in (stage.script for stage in STAGES.values() if stage is not EVAL):  # that is for job_distill.sh
-        done = run_stage(script, tmp_path, PROFILE=str(profile))
+    out = tmp_path / "out"
+    for mode in ("train", "inference"):
+        done = main_py(mode, tmp_path, "--output-dir", str(out), PROFILE=str(profile))
         assert done.returncode == 0, done.stdout + done.stderr
-    rows = load_labelled(small_train_csv).rows
-    folds = load_folds(tmp_path / "out" / "data" / "processed_data" / "folds_3_seed42.json")
-    table = read_oof_table(tmp_path / "out" / "model_save" / "teacher_logits" / "oof_probs.parquet", rows, folds)
+
+    summary = json.loads((out / "training_summary.json").read_text("utf-8"))
+    trained = [stage for stage in STAGES.values() if stage not in (INFER_TTA, EVAL)]
+    assert [entry["stage"] for entry in summary["stages"]] == [stage.name for stage in trained]
+    assert {entry["stage"] for entry in summary["outputs"]} >= {LORA_ENSEMBLE.name, QUANTIZE.name}
+
+    folds = load_folds(out / "data" / "processed_data" / "folds_3_seed42.json")
+    table = read_oof_table(
+        out / "model_save" / "teacher_logits" / "oof_probs.parquet", load_labelled(small_train_csv).rows, folds
+    )
     assert list(table) == ["tiny"]
-    students = (tmp_path / "out" / "model_save").glob("distilled_small_fold_[0-9]")
-    assert sorted(path.name for path in students) == [f"distilled_small_fold_{fold}" for fold in range(3)]
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".lock"}
-    for script in (stage.script for stage in STAGES.values() if stage is not EVAL):  # that is for job_distill.sh
-        done = run_stage(script, tmp_path, PROFILE=str(profile))
+    ids, probabilities = read_submission(out / "sub" / "final_submission.csv")
+    assert ids == load_test(small_test_csv).rows["id"].to_pylist()
+    assert np.allclose(read_submission(out / "sub" / "final_ensemble.csv", ids)[1], probabilities)
+    scores = json.loads((out / "sub" / "evaluation.json").read_text("utf-8"))["scores"]
+    votes = load_labels(small_test_csv.with_name("test_labels.csv"), ids)
+    assert scores["log_loss"]["value"] == pytest.approx(kaggle_log_loss(probabilities, votes), abs=1e-9)
+    assert f"{scores['log_loss']['value']:.4f}" in (out / "model_save" / "report.html").read_text("utf-8")
+
+    before = files_of(out / "model_save") | files_of(out / "data")
+    for stage in (stage for stage in STAGES.values() if stage is not EVAL):  # which is quick, and looks at all anew
+        done = run_stage(stage.script, tmp_path, PROFILE=str(profile))
         assert done.returncode == 0 and "up to date" in done.stdout, done.stdout + done.stderr
         assert "trained in" not in done.stdout and "scoring" not in done.stdout
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".lock"}
-    assert after == before
+    assert (files_of(out / "model_save") | files_of(out / "data")) == before
 
 
 def test_a_stage_script_ends_with_its_workers_exit_code(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class QuantizeSettings(EvalRowsSettings):
     tokenizer_dir: str = Field("", description="tokenizer files to use instead of those in MODEL_DIR")
     calib_csv: str = Field(
         "",
-        description="texts to calibrate GPTQ on (.csv, .parquet, .jsonl); default: those that the students learned from",
+        description="texts to calibrate GPTQ on (.csv, .parquet, .jsonl); default: the training votes",
     )
     train_csv: str = Field("", description="training votes; default data/[lmsys-chatbot-arena/]train.csv")
 

@@ -89,7 +89,7 @@ def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds
         if not np.isfinite(whole).all():
             print(f"{job.final}: part {shard} of {shards} is done; others are still to come")
             return False
-        _finish(job, work, whole, len(base_rows), started, shards)
+        _finish(settings, job, work, whole, len(base_rows), started)
     return True
 
 
@@ -130,7 +130,7 @@ def _hidden_size(job: OofJob) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def _finish(job: OofJob, work: Work, whole: np.ndarray, n_base: int, started: float, shards: int) -> None:
+def _finish(settings: OofSettings, job: OofJob, work: Work, whole: np.ndarray, n_base: int, started: float) -> None:
     by_view = in_class_order(whole[:, :3][work.number], work.views)
     logits = by_view.mean(axis=0, dtype=np.float64).astype(np.float32)
     probabilities = softmax(logits)
@@ -159,7 +159,8 @@ def _finish(job: OofJob, work: Work, whole: np.ndarray, n_base: int, started: fl
             "fold": job.fold,
             "teacher": str(job.model),
             "extra_data": job.extra_data,
-            "shards": shards,
+            "all_settings": settings.dump(),
+            "shards": settings.infer_train_shards,
             "rows": {"held_out": len(index), "base": n_base},
             "sequences": len(work.sequences),
             "metrics": {

@@ -109,6 +109,7 @@ def predict_rows(settings: PredictSettings, job: PredictJob) -> None:
         probabilities = view_probabilities(logits, temperature)
         speed = _speed(work, len(rows.ids), float(scores[:, SECONDS].sum(dtype=np.float64)))
         details = {
+            "all_settings": settings.dump(),
             "rows": len(rows.ids),
             "sequences": len(work.sequences),
             "temperature": temperature,

@@ -22,6 +22,7 @@ SETTINGS_CLASSES = (
     "arena_distill.conversion.quantize_settings:QuantizeSettings",
     "arena_distill.inference.predict_settings:PredictSettings",
     "arena_distill.evaluation.evaluation_settings:EvaluationSettings",
+    "arena_distill.report.report_settings:ReportSettings",
 )
 """Everything that a profile may set, by module and class, and below what the scripts read themselves."""
 

@@ -115,7 +115,7 @@ def _variables(settings: RunSettings) -> dict[str, str]:
     variables = {**os.environ, **words, "OUTPUT_DIR": str(settings.output_dir.resolve())}
     if not variables.get(PROFILE_VARIABLE):
         variables |= {PROFILE_VARIABLE: TINY, "CUDA_VISIBLE_DEVICES": ""}  # in small: on the CPU
-    if given.get("train_csv"):
+    if given.get("train_csv", "") not in ("", profile_value(variables[PROFILE_VARIABLE], "TRAIN_CSV")):
         variables.setdefault("EXTRA_DATA", "none")  # the profile's extra votes belong to its own data
     return variables
 

@@ -1,0 +1,1 @@
+"""One page per run that says how good its model is, with the file that every number comes from."""
