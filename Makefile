@@ -39,7 +39,7 @@ quick: $(READY)
 		DEMO_BACKBONE='$(TINY)' bash scripts/quick.sh
 
 test: $(READY)
-	$(PY) -m pytest --numprocesses auto --dist loadfile
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check .

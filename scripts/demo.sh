@@ -32,3 +32,5 @@ bash step6_lora_ensemble.sh
 bash step7_quantize_gptq.sh
 bash step8_infer_tta.sh
 bash step9_eval.sh
+
+log "the page to look at: model_save/$RUN/report.html"
