@@ -13,6 +13,7 @@ from arena_distill.data.records import CLASSES
 from arena_distill.models.classifier import HEAD_MODULES
 from arena_distill.models.head_file import HEAD_SAFETENSORS, head_sha256, read_head
 from arena_distill.models.label_tokens import LABEL_TOKENS_FILE
+from arena_distill.models.quantized import is_quantized
 from arena_distill.runtime.artifacts import read_manifest, write_atomically
 from arena_distill.runtime.errors import InputError
 
@@ -22,18 +23,18 @@ Head = Mapping[str, torch.Tensor]
 def student_head(directory: Path) -> Head:
     """The trained head of any student: plain, adapter, merged or quantized.
 
-    A quantized student's is the copy beside its weights, which its manifest vouches for; any other's is taken from the
-    weights themselves.
+    A quantized student's is the copy beside its weights, which it computes with; any other's is in the weights.
 
     Raises:
         InputError: there is none, or it is not the one that the manifest names.
     """
     recorded = (read_manifest(directory) or {}).get("head_sha256")
     beside = directory / HEAD_SAFETENSORS
-    head = read_head_file(beside) if recorded and beside.is_file() else _of_weights(directory)
+    head = read_head_file(beside) if is_quantized(directory) and beside.is_file() else _of_weights(directory)
     if recorded not in (None, (found := head_sha256(head))):
         raise InputError(
-            f"{directory}: its head is {found[:12]}, and its manifest says {recorded[:12]} -> make this student again"
+            f"{directory}: its head is {found[:12]}, and its manifest says {recorded[:12]}: a foreign or random head "
+            "-> make this student again"
         )
     return head
 
@@ -88,13 +89,14 @@ def write_head(head: Head, path: Path) -> None:
 
 
 def student_head_sha256(directory: Path) -> str | None:
-    """Identity of a student's head: as its manifest has it, else of the weights; None for label-token models."""
-    recorded = (read_manifest(directory) or {}).get("head_sha256")
-    if recorded:
-        return str(recorded)
+    """Identity of the head that a student has; None for label-token models.
+
+    Raises:
+        InputError: it is not the one that the manifest names.
+    """
     if (directory / LABEL_TOKENS_FILE).is_file():
         return None
-    return head_sha256(_of_weights(directory))
+    return head_sha256(student_head(directory))
 
 
 def require_same_head(directory: Path, given: Path) -> None:

@@ -129,4 +129,4 @@ def put_noise_head(directory: Path) -> None:
     head = load_file(directory / HEAD_SAFETENSORS)
     rng = np.random.default_rng(0)
     noise = {name: torch.from_numpy(rng.normal(size=tuple(t.shape))).to(t.dtype) for name, t in head.items()}
-    save_file(noise, directory / HEAD_SAFETENSORS)
+    save_file(noise, directory / HEAD_SAFETENSORS, {"format": "pt"})  # of the same size to the byte

@@ -100,9 +100,9 @@ def test_a_head_that_is_not_the_one_the_manifest_names_is_refused(backbones: Pat
     from safetensors.torch import save_file
 
     student = make_student(tmp_path / "student", backbones / "llama", "merged")
-    beside = student / "classifier_head.safetensors"
-    random = {name: torch.randn_like(tensor) for name, tensor in load_file(beside).items()}
-    save_file(random, beside, metadata={"format": "pt"})
+    weights = load_file(student / "model.safetensors")
+    weights["score.weight"] = torch.randn_like(weights["score.weight"])
+    save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"its head is .*, and its manifest says"):
         export(model_dir=student, out=tmp_path / "head.pt")
     assert not (tmp_path / "head.pt").exists()
