@@ -41,7 +41,8 @@ elif [ -f "${prefix}final_submission.csv" ]; then
 fi
 if [ -n "$one" ]; then
   log "no folds; the submission is $one"
-  python scripts/ensemble_submissions.py "$ensemble" "$one" "${expected[@]}"
+  if [ "$weights" = auto ]; then log "note: USE_WEIGHTED weighs folds, and there are none"; fi
+  python scripts/ensemble_submissions.py "$ensemble" "$one" "${expected[@]}" "$@"
 else
   log "ensemble of the folds"
   python scripts/ensemble_from_cv.py "$ensemble" --run "$run" --output-dir "$output" --weights "$weights" \

@@ -48,7 +48,8 @@ def checked_average(
     if not cut_back and not largest <= AVERAGE_BOUND:
         raise ArenaError(
             f"{directory}: {error.module} is off the average of the folds by {largest:.3g} of its size, more than "
-            f"{AVERAGE_BOUND} -> nothing was published; check the disk, and that no fold's student is being written"
+            f"{AVERAGE_BOUND} -> nothing was published; FORCE=1 makes it again; check the disk, and "
+            "that no fold's student is being written"
         )
     return error
 

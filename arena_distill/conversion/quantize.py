@@ -42,8 +42,9 @@ from arena_distill.models.probe import PROBE_LENGTH, check_probe, write_probe
 from arena_distill.models.quantized import BITSANDBYTES, GPTQ, QUANTIZATION_FILE, TORCHAO
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.release import release_memory
-from arena_distill.runtime.artifacts import locked, publish, write_atomically, write_manifest
+from arena_distill.runtime.artifacts import locked, publish, require_recorded, write_atomically, write_manifest
 from arena_distill.runtime.errors import ArenaError, InputError, SettingsError
+from arena_distill.runtime.stages import LORA_ENSEMBLE
 
 PROBE_CANDIDATES = 64  # rows that the probe's are picked from
 SET_ASIDE = 5  # without a test file one in this many of the calibration rows is kept for the comparison
@@ -85,6 +86,7 @@ def quantize(settings: QuantizeSettings, job: QuantizeJob) -> None:
         quiet_libraries()
         machine = _machine(settings)
         _require_own_head(job)
+        require_recorded(job.model, ".safetensors")
         shutil.rmtree(job.partial, ignore_errors=True)  # of a killed run: there is nothing to go on with
         job.open_partial()
         try:
@@ -154,6 +156,7 @@ def _material(settings: QuantizeSettings, job: QuantizeJob) -> _Material:
     limit = settings.quant_eval_rows
     if job.has_test:
         test = load_eval_rows(settings)
+        texts = _without(texts, test.rows, job.calibration_file)
         picked = _draw(rng, len(test.rows), limit)
         votes = None if test.votes is None else test.votes[picked]
         if votes is None:
@@ -171,6 +174,14 @@ def _material(settings: QuantizeSettings, job: QuantizeJob) -> _Material:
             f"{LEAST_ROWS * 2} or more in CALIB_CSV"
         )
     return _Material(rows, votes, rows_are, texts)
+
+
+def _without(texts: Rows, test: Rows, file: Path) -> Rows:
+    """The texts to calibrate on that are not to be scored on too."""
+    both = np.isin(texts["row_hash"].to_numpy(zero_copy_only=False), test["row_hash"].to_numpy(zero_copy_only=False))
+    if both.any():
+        print(f"note: {int(both.sum()):,} rows of {file} are test rows, and do not calibrate")
+    return texts.take(np.flatnonzero(~both))
 
 
 def _draw(rng: np.random.Generator, count: int, limit: int) -> np.ndarray:
@@ -195,7 +206,7 @@ def _require_own_head(job: QuantizeJob) -> None:
     if found != job.manifest.get("head_sha256", found):
         raise InputError(
             f"{job.model}: its head is not the one that its manifest names: a foreign or random head -> make the model "
-            "again"
+            f"again (FORCE=1 bash {LORA_ENSEMBLE.script})"
         )
 
 

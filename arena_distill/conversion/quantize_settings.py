@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from arena_distill.data.find_file import find_file
 from arena_distill.evaluation.eval_rows import EvalRowsSettings
+from arena_distill.inference.tta_lengths import LONGEST
 
 
 def _bits(bits: int) -> int:
@@ -52,7 +53,9 @@ class QuantizeSettings(EvalRowsSettings):
         128, description="GPTQ: input features that share a scale; less where a layer is narrower, -1: all"
     )
     quant_max_calib_samples: int = Field(1024, ge=16, le=65536, description="GPTQ: calibration texts")
-    quant_max_length: int = Field(0, ge=0, description="length limit, tokens; 0: what the model was trained with")
+    quant_max_length: int = Field(
+        0, ge=0, le=LONGEST, description="length limit, tokens; 0: what the model was trained with"
+    )
     quant_method: Literal["auto", "gptq", "int8", "torchao-int8", "bitsandbytes-int8"] = Field(
         "auto",
         description="auto: gptq where GPTQModel knows the model, else int8 (bitsandbytes on a GPU, else torchao)",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from arena_distill.runtime.errors import InputError
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -25,9 +27,14 @@ class Parts:
         if self._read(path) is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            values = np.lib.format.open_memmap(fresh, mode="w+", dtype=np.float32, shape=self.shape)
-            values[:] = np.nan
-            values.flush()
+            try:
+                with fresh.open("wb") as file:  # not mapped yet: a full disk shows here, and is no crash
+                    np.save(file, np.full(self.shape, np.nan, dtype=np.float32))
+            except OSError as error:
+                reason = error.strerror or error
+                raise InputError(
+                    f"{fresh}: cannot be written ({reason}) -> free some space, or choose another place"
+                ) from error
             fresh.replace(path)
         return np.lib.format.open_memmap(path, mode="r+")
 

@@ -37,7 +37,7 @@ from arena_distill.inference.predict_job import LENGTHS_SETTING, STAGE, PredictJ
 from arena_distill.inference.predict_settings import PredictSettings
 from arena_distill.models.classifier import check_lengths, load_tokenizer
 from arena_distill.models.exported_head import require_same_head, student_head_sha256
-from arena_distill.runtime.artifacts import locked, write_manifest
+from arena_distill.runtime.artifacts import locked, require_recorded, write_manifest
 from arena_distill.runtime.errors import InputError
 
 SECONDS = len(CLASSES)  # column of the parts, after the logits: what a sequence's batch took, shared out
@@ -96,6 +96,7 @@ def predict_rows(settings: PredictSettings, job: PredictJob) -> None:
         if job.head is not None:
             require_same_head(job.model, job.head)
         head = student_head_sha256(job.model)
+        require_recorded(job.model, ".safetensors")
         weights = weights_sha256(job.model)  # before they are loaded, so of what is loaded
         temperature = _temperature(job, weights)
         rows = load_eval_rows(settings)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from arena_distill.evaluation.eval_rows import EvalRowsSettings
-from arena_distill.inference.tta_lengths import lengths_of, lengths_text
+from arena_distill.inference.tta_lengths import LONGEST, lengths_of, lengths_text
 from arena_distill.runtime.errors import InputError, SettingsError
 
 QUANTIZED, MERGED = "final_quantized_model", "final_merged_model"
@@ -35,7 +35,7 @@ class PredictSettings(EvalRowsSettings):
         "", description="length limits to average over, tokens, such as 512,1024; default: the student's own"
     )
     tta_swap: bool = Field(True, description="average over both orders of the answers")
-    max_length: int = Field(0, ge=0, description="bound on every length limit, tokens; 0: none")
+    max_length: int = Field(0, ge=0, le=LONGEST, description="bound on every length limit, tokens; 0: none")
     batch_size: int = Field(32, ge=1, le=65536, description="rows of the longest length limit that a batch may hold")
     predict_batch_tokens: int = Field(
         0, ge=0, description="instead: tokens of a batch, padding included; halved whenever memory runs out"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 1 << 20
+"""More tokens than any text here has; a longer limit is a slip of the finger."""
+
 
 def lengths_text(text: str) -> str:
     """``512, 1024`` without the blanks.
@@ -12,6 +15,8 @@ def lengths_text(text: str) -> str:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError("use token counts separated by commas, such as 512,1024")
+    if max(map(int, parts), default=0) > LONGEST:
+        raise ValueError(f"use {LONGEST:,} tokens or less")
     return ",".join(parts)
 
 

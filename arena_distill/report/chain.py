@@ -25,6 +25,10 @@ def chain(found: Inventory, files: RunFiles) -> list[ChainRow]:
     return _with_differences(rows)
 
 
+UNCALIBRATED = "TTA"
+"""Several views at T = 1: what stands before it is calibrated, so that the difference would be of two things."""
+
+
 def _with_differences(rows: Iterable[ChainRow]) -> list[ChainRow]:
     finished = []
     before: ChainRow | None = None
@@ -32,7 +36,7 @@ def _with_differences(rows: Iterable[ChainRow]) -> list[ChainRow]:
         comparable = row.main and row.log_loss is not None and row.rows is not None and not row.reference
         if comparable and before is not None and before.rows is not None and row.rows is not None:
             assert row.log_loss is not None and before.log_loss is not None
-            same = before.rows.key == row.rows.key and row.rows.kind == "test"
+            same = before.rows.key == row.rows.key and row.rows.kind == "test" and row.step != UNCALIBRATED
             row = replace(row, delta=derive("difference", row.log_loss, before.log_loss)) if same else row
         before = row if comparable else before
         finished.append(row)
@@ -341,7 +345,7 @@ def _views(found: Inventory, evaluation: JsonFile, rows: RowSet) -> Iterator[Cha
     several = f"mean of {len(views)} views ({', '.join(views)})" if len(views) > 1 else "one view"
     temperature = evaluation.needed_number("calibration", "temperature").value
     for step, part, how in (
-        ("TTA" if len(views) > 1 else "Predicted", "before", f"{several}; not calibrated (T = 1)"),
+        (UNCALIBRATED if len(views) > 1 else "Predicted", "before", f"{several}; not calibrated (T = 1)"),
         ("Calibrated", "after", f"the same, T = {temperature:.4f}"),
     ):
         yield ChainRow(

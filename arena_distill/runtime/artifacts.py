@@ -187,6 +187,25 @@ def is_up_to_date(directory: Path, expected_fingerprint: str) -> bool:
     return all(file.is_file() and file.stat().st_size == sizes.get(name) for name, file in files.items())
 
 
+def require_recorded(directory: Path, suffix: str) -> None:
+    """Refuse files that are not, to the byte, those that the manifest of ``directory`` records; without one, none.
+
+    Args:
+        directory: a finished output.
+        suffix: of the files to hash, such as ``.safetensors``.
+
+    Raises:
+        InputError: a file is missing, or was changed or damaged since.
+    """
+    manifest = read_manifest(directory)
+    for name, recorded in ({} if manifest is None else manifest["outputs"]).items():
+        if name.endswith(suffix) and (not (directory / name).is_file() or sha256_file(directory / name) != recorded):
+            raise InputError(
+                f"{directory / name}: changed or damaged since it was written -> copy it again, or make it again with "
+                "FORCE=1 (STUDENT_OVERWRITE=1 in step 5)"
+            )
+
+
 def require_replaceable(directory: Path, stage: str) -> None:
     """Refuse to put an output of ``stage`` in the place of anything but an earlier output of the same stage.
 
