@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(OWN_PREFIXES) or name in GENERAL_SETTINGS:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _own_core_only() -> None:
+    """Work that takes all cores (a merge's check) must not leave later tests with sums unlike their subprocesses'."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def is_json(path: Path) -> bool:

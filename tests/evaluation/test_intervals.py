@@ -22,12 +22,15 @@ def test_values_are_the_scores_and_the_ends_those_of_the_cluster_bootstrap() -> 
     prompts = np.arange(200) // 3
     found = PromptBootstrap(prompts, 300, 7).scores(p, t)
     scores = score(p, t)
-    assert {name: interval.value for name, interval in found.items()} == {
-        name: getattr(scores, name) for name in ("log_loss", "accuracy", "brier", "ece")
-    }
+    assert {name: interval.value for name, interval in found.items()} == pytest.approx(
+        {name: getattr(scores, name) for name in ("log_loss", "accuracy", "brier", "ece")}
+    )
     losses = cluster_bootstrap(row_losses(p, t)[None], prompts, 300, 7)[:, 0]
     assert (found["log_loss"].low, found["log_loss"].high) == pytest.approx(percentile_interval(losses))
-    assert PromptBootstrap(prompts, 300, 7).mean(row_losses(p, t)) == found["log_loss"]
+    mean = PromptBootstrap(prompts, 300, 7).mean(row_losses(p, t))  # products of several threads differ in the last bit
+    assert (mean.value, mean.low, mean.high) == pytest.approx(
+        tuple(getattr(found["log_loss"], name) for name in ("value", "low", "high"))
+    )
 
 
 def test_the_ece_is_computed_anew_on_each_draw() -> None:
