@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from arena_distill.runtime.errors import DataError
 MAX_BLOCK_BYTES = 1 << 30  # a single record longer than this is a quote that was never closed
 HEADER_BYTES = 1 << 20
 DELIMITERS = ",\t;"
+RELEASE_SECONDS = 5.0  # at most, for Arrow's threads to let go of a file that is read
 
 BLANK_LINE = "blank line skipped"
 
@@ -64,7 +67,9 @@ class CsvFile(RawFile):
         rows_read = 0
         names = [_place(place) for place in range(len(self.header))]
         with ByteStream(self.path, self.compressed) as stream:
-            source = _Lines(stream)
+            source, handler = _Lines(stream), _Handler(faults)
+            held = (weakref.ref(source), weakref.ref(handler))
+            reader: pa_csv.CSVStreamingReader | None = None
             try:
                 reader = pa_csv.open_csv(
                     pa.PythonFile(source, mode="r"),
@@ -73,7 +78,7 @@ class CsvFile(RawFile):
                         block_size=block, use_threads=False, column_names=names, skip_rows_after_names=1
                     ),
                     parse_options=pa_csv.ParseOptions(
-                        delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=faults
+                        delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=handler
                     ),
                     convert_options=pa_csv.ConvertOptions(
                         include_columns=[_place(self.columns[name]) for name in wanted],
@@ -101,6 +106,9 @@ class CsvFile(RawFile):
                     f"not readable as CSV ({error})", file=self.path, row=rows_read + 1,
                     hint="write the file again with a CSV library",
                 ) from error  # fmt: skip
+            finally:
+                del reader, source, handler
+                _wait_until_released(held)
         faults.refuse()
         if not faults.end_seen:
             raise _unclosed(self.path, max(rows_read, 1))
@@ -201,6 +209,23 @@ class _InvalidRows:
             file=self.path, row=number,
             hint="quote texts that hold commas, quotes or line breaks, and double the quotes inside them",
         )  # fmt: skip
+
+
+class _Handler:
+    """What Arrow calls, and holds, in the place of ``_InvalidRows``, which we use on."""
+
+    def __init__(self, faults: _InvalidRows) -> None:
+        self.faults = faults
+
+    def __call__(self, row: pa_csv.InvalidRow) -> str:
+        return self.faults(row)
+
+
+def _wait_until_released(held: tuple[weakref.ref[_Lines], weakref.ref[_Handler]]) -> None:
+    """A thread of Arrow's that lets go of a Python object while the interpreter shuts down aborts the process."""
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while any(reference() is not None for reference in held) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _holds_end(batch: pa.RecordBatch) -> bool:
