@@ -25,7 +25,9 @@ from arena_distill.models.label_tokens import LABEL_TOKENS_FILE
 from arena_distill.models.probe import check_probe
 from arena_distill.models.quantized import is_quantized
 from arena_distill.models.saved_model import load_saved_model
+from arena_distill.runtime import heartbeat
 from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.runtime.interruption import checkpointing, stop_if_requested
 from arena_distill.runtime.progress import Progress
 
 Quantization = Literal["none", "int8", "nf4"]
@@ -101,12 +103,15 @@ class ClassifierJudge:
 
         Raises:
             InputError: the model gives NaN or infinite logits.
+            Interrupted: a signal asked to stop; the batches before are whole.
         """
         lengths = sequences.ids.lengths
         self.model.eval()
         total = sum(map(len, batches))
-        with Progress("scoring", total, "sequences") as progress, torch.inference_mode():
+        lasting = isinstance(out, np.memmap)
+        with checkpointing(), Progress("scoring", total, "sequences") as progress, torch.inference_mode():
             for batch in batches:
+                stop_if_requested()
                 if begin is not None:
                     begin(batch)
                 self._score_into(out, sequences, batch)
@@ -114,6 +119,7 @@ class ClassifierJudge:
                     raise InputError(
                         "the model gives NaN or infinite logits -> its weights are damaged, or fp16 overflows: use bf16"
                     )
+                heartbeat.keep(int(lasting))
                 progress.update(len(batch), int(lengths[batch].sum()))
 
     def _score_into(self, out: np.ndarray, sequences: Sequences, batch: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from arena_distill.inference.parts import Parts
 from arena_distill.models.classifier import check_lengths, load_tokenizer
 from arena_distill.runtime.artifacts import locked, publish, write_manifest
 from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.interruption import checkpointing
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _score(settings: OofSettings, job: OofJob, work: Work, todo: list[np.ndarray
             judge.score_batches(work.sequences, todo, values[:, :3], begin)
     except InputError as error:
         raise InputError(f"{job.model}, fold {job.fold}: {error}") from error
-    values.flush()
+    finally:
+        values.flush()
 
 
 def load_teacher(settings: OofSettings, job: OofJob) -> ClassifierJudge:
@@ -169,8 +171,9 @@ def _finish(settings: OofSettings, job: OofJob, work: Work, whole: np.ndarray, n
             },
         },
     )
-    publish(directory, job.final)
-    shutil.rmtree(job.partial)
+    with checkpointing():
+        publish(directory, job.final)
+        shutil.rmtree(job.partial)
 
 
 def _at_base_rows(values: np.ndarray, index: np.ndarray, n_base: int) -> np.ndarray:

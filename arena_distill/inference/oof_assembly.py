@@ -29,6 +29,7 @@ from arena_distill.runtime.artifacts import (
     write_manifest,
 )
 from arena_distill.runtime.errors import DataError, InputError
+from arena_distill.runtime.interruption import checkpointing
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ def make_table(settings: OofSettings, plan: OofPlan, folds: Folds, rows: Rows | 
         extras = _extra_rows(settings, complete)
         report = report_table(settings, fresh, plan.train_file, rows, extras, folds)
         _write_manifest(fresh, decisive, inputs, started, {"rows": len(rows), "metrics": report})
-        manifest_path(fresh).replace(manifest_path(table))
-        fresh.replace(table)
-        partial.rmdir()
+        with checkpointing():
+            manifest_path(fresh).replace(manifest_path(table))
+            fresh.replace(table)
+            partial.rmdir()
         print(f"{table}: written")
 
 

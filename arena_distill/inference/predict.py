@@ -39,6 +39,7 @@ from arena_distill.models.classifier import check_lengths, load_tokenizer
 from arena_distill.models.exported_head import require_same_head, student_head_sha256
 from arena_distill.runtime.artifacts import locked, require_recorded, write_manifest
 from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.interruption import checkpointing
 
 SECONDS = len(CLASSES)  # column of the parts, after the logits: what a sequence's batch took, shared out
 
@@ -178,8 +179,9 @@ def _score_into(judge: ClassifierJudge, work: Work, todo: list[np.ndarray], valu
         judge.score_batches(work.sequences, todo, values[:, :SECONDS], clock.begin)
     except InputError as error:
         raise InputError(f"{job.model}: {error}") from error
-    clock.stop()
-    values.flush()
+    finally:
+        clock.stop()
+        values.flush()
 
 
 class _Clock:
@@ -247,10 +249,11 @@ def _publish(
         started=started,
         details=details,
     )
-    job.manifest.unlink(missing_ok=True)
-    for path in (job.logits, job.final, job.manifest):
-        (fresh / path.name).replace(path)
-    shutil.rmtree(place)
+    with checkpointing():
+        job.manifest.unlink(missing_ok=True)
+        for path in (job.logits, job.final, job.manifest):
+            (fresh / path.name).replace(path)
+        shutil.rmtree(place)
 
 
 def _print_scores(rows: EvalRows, logits: np.ndarray, probabilities: np.ndarray, temperature: float) -> None:

@@ -83,7 +83,8 @@ def quantize_gptq(
         raise SettingsError(
             "GPTQ needs GPTQModel -> pip install 'arena-distill[quantize]' (or QUANT_METHOD=int8: 8 bits without it)"
         )
-    with tempfile.TemporaryDirectory(prefix="gptq-") as name:
+    # In the output's place: it goes with what a kill leaves of that. Absolute, since the worker runs elsewhere.
+    with tempfile.TemporaryDirectory(prefix=".gptq-", dir=out.resolve()) as name:
         scratch = Path(name)
         config = _causal_view(model_dir, scratch / "view")
         request = {

@@ -17,12 +17,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from arena_distill.runtime import heartbeat
 from arena_distill.runtime.errors import ArenaError, InputError
+from arena_distill.runtime.interruption import checkpointing
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA_VERSION = 1
+RESTARTED_WAIT_SECONDS = 180.0  # for the lock of a job's former self, which may be dying on another node still
 _REPORTED_PACKAGES = (
     "arena-distill",
     "torch",
@@ -246,14 +252,16 @@ def publish(partial: Path, final: Path) -> None:
     final = _real(final)
     old = final.parent / f".{final.name}.replaced"
     shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    try:
-        partial.rename(final)
-    except OSError:
-        if old.exists():
-            old.rename(final)
-        raise
+    with checkpointing():  # both renames or none
+        if final.exists():
+            final.rename(old)
+        try:
+            partial.rename(final)
+        except OSError:
+            if old.exists():
+                old.rename(final)
+            raise
+        heartbeat.keep(1)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -271,7 +279,8 @@ def locked(output: Path, wait_seconds: float = 0) -> Iterator[None]:
 
     Args:
         output: file or directory that will be written.
-        wait_seconds: how long to wait for another job that holds it.
+        wait_seconds: how long to wait for another job that holds it; at least ``RESTARTED_WAIT_SECONDS`` in a job that
+            Slurm has started again.
 
     Raises:
         ArenaError: another process holds it.
@@ -281,13 +290,30 @@ def locked(output: Path, wait_seconds: float = 0) -> Iterator[None]:
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output.parent / f".{output.name}.lock")
     try:
-        lock.acquire(timeout=wait_seconds)
+        _acquire(lock, output, wait_seconds)
     except Timeout as error:
         raise ArenaError(f"{output}: another job is writing it -> wait for that job, or choose another RUN") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, output: Path, wait_seconds: float) -> None:
+    from filelock import Timeout
+
+    if os.environ.get("SLURM_RESTART_COUNT", "") in ("", "0"):
+        lock.acquire(timeout=wait_seconds)
+        return
+    wait_seconds = max(wait_seconds, RESTARTED_WAIT_SECONDS)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(
+            f"{output}: another process is writing it, perhaps this job's former self, which is ending -> waiting for "
+            f"it, up to {wait_seconds:.0f} s"
+        )
+        lock.acquire(timeout=wait_seconds)
 
 
 def git_revision() -> str | None:

@@ -12,11 +12,15 @@ import traceback
 from collections.abc import Callable
 from os import PathLike
 
+from arena_distill.runtime import heartbeat
+from arena_distill.runtime.interruption import Interrupted, listening, requested
+
 SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 """They live in the user's environment alone: no file and no log of ours ever holds their values."""
 
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_INPUT = 3
+EXIT_REQUEUE = 75
 
 
 class ArenaError(Exception):
@@ -67,9 +71,22 @@ def without_secrets(text: str) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """Run a worker's ``main``; print a user's error as one clear line and return the exit code."""
+    """Run a worker's ``main``; print a user's error as one clear line and return the exit code.
+
+    SIGUSR1 and SIGTERM stop it as ``interruption`` says.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in a job log, lines and progress must stand in order
+    try:
+        with listening():
+            return _exit_code(main)
+    except Interrupted:
+        return _stopped()
+    finally:
+        heartbeat.flush()
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except ArenaError as error:
@@ -88,9 +105,19 @@ def run_command(main: Callable[[], int | None]) -> int:
             f"error: {error.filename}: {error.strerror} -> mend the path, its permissions or the disk", file=sys.stderr
         )
         return EXIT_BAD_INPUT
+    except Interrupted:
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception:
+        if requested() and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            return _stopped()  # another process went first, and left this one alone in what they did together
         print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         return 1
+
+
+def _stopped() -> int:
+    if os.environ.get("RANK") in (None, "", "0"):
+        print("stopped on a signal; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+    return EXIT_REQUEUE

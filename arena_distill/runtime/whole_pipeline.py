@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from arena_distill.runtime.artifacts import git_revision, read_manifest, write_atomically
 from arena_distill.runtime.errors import ArenaError, InputError, SettingsError
+from arena_distill.runtime.interruption import run_worker
 from arena_distill.runtime.run_settings import RunSettings
 from arena_distill.runtime.settings import PROFILE_VARIABLE, profile_value
 from arena_distill.runtime.stages import (
@@ -132,7 +132,7 @@ def _run(steps: Sequence[Step], variables: Mapping[str, str]) -> list[dict[str, 
     for number, step in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] {step.name}: python {' '.join(step.command)}", flush=True)
         started = time.time()
-        code = subprocess.run([sys.executable, *step.command], cwd=REPOSITORY, env=environment, check=False).returncode
+        code = run_worker([sys.executable, *step.command], cwd=REPOSITORY, env=environment)
         done.append({"stage": step.name, "command": list(step.command), "seconds": round(time.time() - started, 1)})
         if code:
             kind = {2: SettingsError, 3: InputError}.get(code, ArenaError)

@@ -29,6 +29,7 @@ from arena_distill.inference.tta import tta_views
 from arena_distill.models.head_file import save_head
 from arena_distill.runtime.artifacts import publish, write_atomically, write_manifest
 from arena_distill.runtime.errors import InputError
+from arena_distill.runtime.interruption import checkpointing
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.distill_data import StudentRows
 from arena_distill.training.distill_job import STAGE, DistillJob
@@ -88,8 +89,9 @@ def distill_student(
         if is_main_process():
             metrics = _metrics(fitted, held_out, logits, rows.scoring)
             _finish(settings, job, rows, teachers, student, fitted, held_out, metrics, started)
-            publish(job.partial / "model", job.final)
-            shutil.rmtree(job.partial)
+            with checkpointing():
+                publish(job.partial / "model", job.final)
+                shutil.rmtree(job.partial)
         wait_for_all()
     loss = float(held_out.report["logloss_holdout_after"])
     say(

@@ -22,6 +22,7 @@ from arena_distill.data.records import Rows
 from arena_distill.models.classifier import check_lengths
 from arena_distill.runtime.artifacts import publish, write_manifest
 from arena_distill.runtime.errors import DataError
+from arena_distill.runtime.interruption import checkpointing
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
@@ -103,9 +104,10 @@ def post_pretrain(settings: PostPretrainSettings, job: PostPretrainJob, rows: Ro
                     },
                 },
             )
-            publish(directory, job.final)
-            shutil.rmtree(job.work)
-            shutil.rmtree(job.partial, ignore_errors=True)
+            with checkpointing():
+                publish(directory, job.final)
+                shutil.rmtree(job.work)
+                shutil.rmtree(job.partial, ignore_errors=True)
             trend = f"; training loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else ""
             print(f"{job.final}: trained in {time.time() - started:.0f} s{trend}")
         wait_for_all()

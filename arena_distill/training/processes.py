@@ -57,6 +57,18 @@ def same_for_all(value: T) -> T:
     return holder[0]
 
 
+def any_process(wish: bool) -> bool:
+    """Whether any of the processes, all of which must ask, has the wish."""
+    if process_count() == 1:
+        return wish
+    import torch
+    from accelerate import PartialState
+
+    wishes = torch.tensor(int(wish), device=PartialState().device)
+    torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
+    return bool(wishes.item())
+
+
 def say(text: object) -> None:
     """Print once, not once a process."""
     if is_main_process():

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from arena_distill.runtime.artifacts import write_atomically
 from arena_distill.runtime.errors import InputError, SettingsError
+from arena_distill.runtime.interruption import checkpointing, interrupt, requested
 from arena_distill.training.arguments import Schedule
 from arena_distill.training.judge_model import JudgeModel, Recipe
-from arena_distill.training.processes import is_main_process, process_count, say, wait_for_all
+from arena_distill.training.processes import any_process, is_main_process, process_count, say, wait_for_all
 from arena_distill.training.trainer import (
     GroupedTrainer,
     ProgressReport,
@@ -50,6 +52,7 @@ def train_resumably(trainer: GroupedTrainer, work: Path, name: str) -> None:
 
     Raises:
         SettingsError: training diverged.
+        Interrupted: a signal asked to stop; the step that was being taken is in a checkpoint.
     """
     args = trainer.args
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * process_count()
@@ -64,12 +67,15 @@ def train_resumably(trainer: GroupedTrainer, work: Path, name: str) -> None:
             localize_best(checkpoint)
         wait_for_all()
     trainer.add_callback(_StopWhenDiverged(name))
+    trainer.add_callback(_SaveAndStop(name))
     try:
         if checkpoint and args.load_best_model_at_end and is_finished(checkpoint):
             trainer.take_best_of(checkpoint)
+            _keep_only_best(trainer, work)
         else:
             # From the checkpoint of a finished run too: that restores the weights and takes no step.
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with checkpointing():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         model: Any = trainer.model
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
             raise _diverged(name)
@@ -85,6 +91,15 @@ def train_resumably(trainer: GroupedTrainer, work: Path, name: str) -> None:
                 "free some disk; the same command goes on from the checkpoint before"
             ) from error
         raise
+
+
+def _keep_only_best(trainer: GroupedTrainer, work: Path) -> None:
+    """As the Trainer does at the end of a run."""
+    wait_for_all()  # all have read the last one's record
+    best = trainer.state.best_model_checkpoint
+    for checkpoint in work.glob("checkpoint-*") if best and is_main_process() else ():
+        if checkpoint.name != Path(best or "").name:
+            shutil.rmtree(checkpoint)
 
 
 def complete_saved_model(directory: Path, trainer: Trainer, judge: JudgeModel) -> None:
@@ -116,6 +131,37 @@ class _StopWhenDiverged(TrainerCallback):
             if state.is_world_process_zero:
                 shutil.rmtree(args.output_dir or "", ignore_errors=True)
             raise _diverged(self.name)
+
+
+class _SaveAndStop(TrainerCallback):
+    """When a signal has come, ends the run with the next checkpoint, and has it made at the end of the step.
+
+    It raises: a Trainer that is told to stop would write into the checkpoint that the run has come to its end. Every
+    process stops after the same step.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._stopping = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Before the first step there is nothing to save."""
+        if any_process(requested()):
+            interrupt()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Ask for a checkpoint, unless one comes anyway once the epoch or the run, which ends here, is evaluated."""
+        self._stopping = any_process(requested())
+        ends = args.save_strategy == SaveStrategy.EPOCH and float(state.epoch or 0).is_integer()
+        if self._stopping and not (ends or control.should_training_stop):
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Stop, whatever the checkpoint was made for."""
+        if any_process(self._stopping or requested()):  # also while the step was evaluated
+            wait_for_all()  # the first process to end takes the others with it, which may be writing still
+            say(f"{self.name}: step {state.global_step:,} of {state.max_steps:,} is in checkpoint-{state.global_step}")
+            interrupt()
 
 
 def _diverged(name: str) -> SettingsError:

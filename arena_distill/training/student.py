@@ -18,6 +18,7 @@ from transformers import TrainingArguments, set_seed
 
 from arena_distill.runtime.artifacts import publish, write_manifest
 from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.interruption import checkpointing
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
 from arena_distill.training.losses import DistillationLoss, votes_loss
@@ -62,8 +63,9 @@ def train_student(settings: StudentSettings, job: StudentJob) -> Path:
         fitted.trainer.save_model(str(job.partial / "model"))  # every process; the main one writes
         if is_main_process():
             _finish(settings, job, data, teachers, student, fitted, started)
-            publish(job.partial / "model", job.final)
-            shutil.rmtree(job.partial)
+            with checkpointing():
+                publish(job.partial / "model", job.final)
+                shutil.rmtree(job.partial)
         wait_for_all()
     say(f"{job.final}: trained in {time.time() - started:.0f} s; calibration log loss {fitted.best_log_loss:.4f}")
     return job.final

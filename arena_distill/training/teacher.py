@@ -25,6 +25,7 @@ from arena_distill.evaluation.metrics import score, softmax
 from arena_distill.inference.judge import ClassifierJudge
 from arena_distill.models.classifier import check_lengths
 from arena_distill.runtime.artifacts import publish, write_manifest
+from arena_distill.runtime.interruption import checkpointing
 from arena_distill.training.arguments import Schedule, logging_steps, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.judge_model import JudgeModel, Recipe, make_model
@@ -116,8 +117,9 @@ def train_teacher(settings: TeacherSettings, job: TeacherJob, data: TeacherData)
                     "metrics": {"held_out": scores.as_dict(), "steps": trainer.state.global_step},
                 },
             )
-            publish(job.partial / "model", job.final)
-            shutil.rmtree(job.partial)
+            with checkpointing():
+                publish(job.partial / "model", job.final)
+                shutil.rmtree(job.partial)
         wait_for_all()
     say(
         f"{job.final}: trained in {time.time() - started:.0f} s; log loss {scores.log_loss:.4f} on the "

@@ -7,7 +7,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from arena_distill.data.find_file import find_file
@@ -17,8 +17,10 @@ from arena_distill.data.reading import data_sha256
 from arena_distill.data.records import Rows
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.tiny import DECODERS, TinySize, families, make_tiny_model
+from arena_distill.runtime import heartbeat
 from arena_distill.runtime.artifacts import publish, recover, require_replaceable, write_manifest
 from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.interruption import checkpointing
 from arena_distill.runtime.job import Job
 
 STAGE = "make_tiny_models"
@@ -109,9 +111,20 @@ def _make_all(order: TinyOrder, jobs: list[Job], rows: Rows) -> None:
         for job in jobs:
             _make(order, job, rows)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(_make, order, job, rows, cores // processes) for job in jobs]:
-            done.result()
+    with ProcessPoolExecutor(processes, get_context("spawn"), _without_heartbeat) as pool:
+        try:
+            for done in [pool.submit(_make, order, job, rows, cores // processes) for job in jobs]:
+                done.result()
+                heartbeat.keep(1)
+        except BaseException:
+            for process in active_children():  # else the pool waits for what they are making
+                process.terminate()
+            raise
+
+
+def _without_heartbeat() -> None:
+    """There is one a job, and the process that hands out the work has it."""
+    os.environ.pop(heartbeat.HEARTBEAT_FILE, None)
 
 
 def _make(order: TinyOrder, job: Job, rows: Rows, threads: int = 0) -> None:
@@ -134,6 +147,7 @@ def _make(order: TinyOrder, job: Job, rows: Rows, threads: int = 0) -> None:
         loss = pretrain_tiny(directory, rows, epochs, order.seed)
         trained = f", pretrained to a loss of {loss:.2f} nats a token"
     write_manifest(directory, stage=STAGE, settings=job.settings, inputs=job.inputs, started=started)
-    publish(directory, job.final)
-    shutil.rmtree(job.partial)
+    with checkpointing():
+        publish(directory, job.final)
+        shutil.rmtree(job.partial)
     print(f"{job.final}: {parameters:,} parameters{trained}")

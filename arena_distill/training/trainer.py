@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from arena_distill.data.prompts import Sequences
 from arena_distill.evaluation.metrics import score, softmax
 from arena_distill.models.classifier import HEAD_MODULES, pad_batch
+from arena_distill.runtime import heartbeat
 from arena_distill.runtime.artifacts import write_atomically
 from arena_distill.runtime.errors import SettingsError
+from arena_distill.runtime.interruption import obey_parent_only
 from arena_distill.runtime.progress import Progress
 from arena_distill.training.losses import DistillationLoss
 
@@ -128,10 +130,30 @@ class GroupedTrainer(Trainer):
         self.train_sampler = LengthGroupedSampler(data.lengths, step_rows, self.args.seed, whole_batches=True)
         return self.train_sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Hugging Face's, with processes that live on when a signal is for all."""
+        return _with_lasting_processes(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Likewise."""
+        return _with_lasting_processes(super().get_eval_dataloader(eval_dataset))
+
     def take_best_of(self, checkpoint: Path) -> None:
         """End as a finished run does: with its state, and its best weights loaded."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self._load_best_model()
+
+
+def _with_lasting_processes(loader: DataLoader) -> DataLoader:
+    inner = getattr(loader, "base_dataloader", loader)  # what accelerate has wrapped
+    inner.worker_init_fn = partial(_begin_process, inner.worker_init_fn)
+    return loader
+
+
+def _begin_process(begin: Callable[[int], None] | None, number: int) -> None:
+    obey_parent_only()
+    if begin is not None:
+        begin(number)
 
 
 class PreferenceTrainer(GroupedTrainer):
@@ -209,20 +231,24 @@ def log_loss_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class ProgressReport(TrainerCallback):
-    """Rows/s, tokens/s and time left while training, and one line per evaluation."""
+    """Rows/s, tokens/s and time left while training, one line per evaluation, and what checkpoints would keep."""
 
     def __init__(self, rows_per_step: int) -> None:
         self.rows_per_step = rows_per_step
         self.progress: Progress | None = None
-        self._tokens = 0
+        self._tokens = self._saved_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Start the clock."""
         if not state.is_world_process_zero:
             return
-        left = state.max_steps - state.global_step
-        self.progress = Progress("training", left * self.rows_per_step)
-        self._tokens = int(state.num_input_tokens_seen)
+        self.progress = Progress(
+            "training",
+            state.max_steps * self.rows_per_step,
+            rows_before=state.global_step * self.rows_per_step,
+            rows_per_step=self.rows_per_step,
+        )
+        self._tokens, self._saved_step = int(state.num_input_tokens_seen), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Count one optimizer step."""
@@ -231,6 +257,24 @@ class ProgressReport(TrainerCallback):
         seen = int(state.num_input_tokens_seen)
         self.progress.update(self.rows_per_step, seen - self._tokens)
         self._tokens = seen
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """A step may take minutes."""
+        if self.progress is not None:
+            self.progress.beat()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
+    ) -> None:
+        """So may an evaluation."""
+        if self.progress is not None:
+            self.progress.beat()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Count the steps that the new checkpoint keeps."""
+        if self.progress is not None:
+            heartbeat.keep(state.global_step - self._saved_step)
+            self._saved_step = state.global_step
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kw: Any

@@ -115,7 +115,12 @@ def manifest_of(directory: Path) -> dict[str, Any]:
 
 
 def start(
-    script: str, *, environment: Mapping[str, str] | None = None, processes: int = 1, **settings: object
+    script: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    processes: int = 1,
+    new_session: bool = False,
+    **settings: object,
 ) -> subprocess.Popen[str]:
     """``python scripts/SCRIPT …`` in a process of its own, or several by torchrun; both outputs in one pipe."""
     launcher = [sys.executable]
@@ -128,6 +133,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        start_new_session=new_session,
     )
 
 
