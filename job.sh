@@ -5,27 +5,31 @@
 # On a cluster without GPUs: SBATCH_GRES=none sbatch job.sh
 #SBATCH --job-name=student
 #SBATCH --output=logs/%x_%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
 #SBATCH --time=04:00:00
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16G
 #SBATCH --gres=gpu:1
 
-# Under sbatch this file is a copy in a spool directory: the repository is found by where it was submitted from.
-for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DIR:-}" \
-  "$(dirname "$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p')")"; do
+# Under sbatch this file is a copy in a spool directory: the repository is where that came from, or the submitter was.
+# (Elsewhere: sbatch --chdir=REPOSITORY …, as without a logs/ where it starts Slurm writes no output at all.)
+submitted=${SLURM_JOB_ID:+$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p' | head -n 1)}
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${submitted%/*.sh*}" "${SLURM_SUBMIT_DIR:-}"; do
   [ -f "$repo/scripts/stage.sh" ] && break
 done
-source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
+source "$repo/scripts/stage.sh" job || { echo "error: no repository found -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
 case " $* " in
 *" --help "* | *" -h "*) exec python main.py --help ;;
-*" --mode"*) echo "error: job.sh sets --mode itself" >&2 && exit 2 ;;
+*" --mode"*) refuse "job.sh sets --mode itself" ;;
 esac
 log "train"
-python main.py --mode student-train "$@"
+work main.py --mode student-train "$@"
 log "calibrate"
-python main.py --mode student-calibrate "$@"
+work main.py --mode student-calibrate "$@"
 log "score the holdout"
-python main.py --mode student-eval-holdout "$@"
+work main.py --mode student-eval-holdout "$@"
 log "predict the test file"
-python main.py --mode student-infer "$@"
+work main.py --mode student-infer "$@"

@@ -5,19 +5,24 @@
 # Any setting of `python scripts/train_teachers.py --help` may be given as a flag or as an environment variable.
 #SBATCH --job-name=teachers
 #SBATCH --output=logs/%x_%A_%a.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
 #SBATCH --time=24:00:00
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=160G
 #SBATCH --gres=gpu:1
 
-# Under sbatch this file is a copy in a spool directory: the repository is found by where it was submitted from.
-for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DIR:-}" \
-  "$(dirname "$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p')")"; do
+# Under sbatch this file is a copy in a spool directory: the repository is where that came from, or the submitter was.
+# (Elsewhere: sbatch --chdir=REPOSITORY …, as without a logs/ where it starts Slurm writes no output at all.)
+submitted=${SLURM_JOB_ID:+$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p' | head -n 1)}
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${submitted%/*.sh*}" "${SLURM_SUBMIT_DIR:-}"; do
   [ -f "$repo/scripts/stage.sh" ] && break
 done
-source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
+source "$repo/scripts/stage.sh" step3_train_teachers || { echo "error: no repository found -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
-# An array task trains its own fold; without an array, one after the other.
-export TEACHER_FOLDS=${TEACHER_FOLDS:-${SLURM_ARRAY_TASK_ID:-}}
+# An array task, or FOLD, trains its own fold; without either, one after the other.
+export TEACHER_FOLDS=${TEACHER_FOLDS:-${FOLD:-${SLURM_ARRAY_TASK_ID:-}}}
+part fold "$TEACHER_FOLDS"
 log "train teachers${TEACHER_FOLDS:+ of fold $TEACHER_FOLDS}"
 launch scripts/train_teachers.py "$@"

@@ -5,17 +5,21 @@
 # Any setting of `python scripts/student_gptq_infer.py --help` may be given as a flag or as an environment variable.
 #SBATCH --job-name=infer-tta
 #SBATCH --output=logs/%x_%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
 #SBATCH --time=06:00:00
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=64G
 #SBATCH --gres=gpu:1
 
-# Under sbatch this file is a copy in a spool directory: the repository is found by where it was submitted from.
-for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DIR:-}" \
-  "$(dirname "$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p')")"; do
+# Under sbatch this file is a copy in a spool directory: the repository is where that came from, or the submitter was.
+# (Elsewhere: sbatch --chdir=REPOSITORY …, as without a logs/ where it starts Slurm writes no output at all.)
+submitted=${SLURM_JOB_ID:+$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p' | head -n 1)}
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${submitted%/*.sh*}" "${SLURM_SUBMIT_DIR:-}"; do
   [ -f "$repo/scripts/stage.sh" ] && break
 done
-source "$repo/scripts/stage.sh" || { echo "error: cannot find the repository -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
+source "$repo/scripts/stage.sh" step8_infer_tta || { echo "error: no repository found -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
 run=$(setting RUN)
 merged=$(setting OUTPUT_DIR .)/model_save/${run:+$run/}final_merged_model
@@ -25,8 +29,8 @@ calibration=$(setting CALIB_JSON)                             # default: calibra
 
 if [ -d "$head_dir" ] || [ -n "$(setting HEAD_DIR)" ]; then
   log "export the head of $head_dir"
-  python scripts/export_classifier_head.py --model-dir "$head_dir" --out "$head_out"
+  work scripts/export_classifier_head.py --model-dir "$head_dir" --out "$head_out"
   set -- --head-path "$head_out" "$@"
 fi
 log "predict"
-python scripts/student_gptq_infer.py ${calibration:+--temperature-json "$calibration"} "$@"
+work scripts/student_gptq_infer.py ${calibration:+--temperature-json "$calibration"} "$@"

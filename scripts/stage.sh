@@ -1,14 +1,24 @@
 # shellcheck shell=bash
-# Prologue of every stage script: repository root, site settings, profile, environment, logging. Sourced, never run.
+# Prologue of every stage script: repository root, site settings, profile, environment, threads, logging, signals.
+# Sourced, never run, with the script's name: source "$repo/scripts/stage.sh" step2_make_folds
 
 set -euo pipefail
 REPO_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO_ROOT
-cd "$REPO_ROOT" # paths in settings are relative to the repository, wherever the job was submitted
+cd "$REPO_ROOT" || exit 2 # paths in settings are relative to the repository, wherever the job was submitted
 mkdir -p logs
+case ${1:-} in [a-z]*) stage_name=$1 ;; *) stage_name=$(basename "$0" .sh) ;; esac
+stage_part= # _fold_K or _task_K, see part
 
-# shellcheck source=/dev/null
-if [ -f conf/cluster.sh ]; then source conf/cluster.sh; fi # modules, VENV_DIR, caches, scratch: this site's own
+log() { printf '%s %s: %s\n' "$(date '+%F %T')" "$stage_name$stage_part" "$*"; }
+refuse() { echo "error: $*" >&2 && exit 2; } # what is wrong -> what to do
+
+if [ -f conf/cluster.sh ]; then # modules, VENV_DIR, caches, scratch: this site's own
+  set +eu                       # module and conda bear neither
+  # shellcheck source=/dev/null
+  source conf/cluster.sh
+  set -eu
+fi
 
 # glibc gives large blocks back to the kernel and fetches fresh pages for the next step: a quarter of the time on a CPU.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
@@ -17,21 +27,8 @@ VENV_DIR=${VENV_DIR:-$REPO_ROOT/.venv}
 if [ -x "$VENV_DIR/bin/python" ]; then
   export PATH=$VENV_DIR/bin:$PATH
 elif ! python -c 'import arena_distill' 2>/dev/null; then
-  echo "error: no environment at $VENV_DIR -> run 'make setup', or set VENV_DIR in conf/cluster.sh" >&2
-  exit 2
+  refuse "no environment at $VENV_DIR -> run 'make setup', or set VENV_DIR in conf/cluster.sh"
 fi
-
-stage_name=${SLURM_JOB_NAME:-$(basename "$0" .sh)}
-log() { printf '%s %s: %s\n' "$(date '+%F %T')" "$stage_name" "$*"; }
-
-finish() {
-  local code=$?
-  case $code in
-  0) log "done in $SECONDS s" ;;
-  *) log "stopped with exit code $code after $SECONDS s" ;;
-  esac
-}
-trap finish EXIT
 
 # The workers read the profile (PROFILE=name, or a file that ends in .env) themselves: flags and variables beat it.
 # This is for the few settings that a stage script itself needs: setting NAME [default].
@@ -46,29 +43,44 @@ setting() {
   printf '%s' "${!1:-${line:-${2:-}}}"
 }
 
-visible_gpus() {
-  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l
-  else
-    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true
-  fi
+# Threads: OMP_NUM_THREADS, else STEP3_CPUS (in step 3), CPUS_PER_TASK, or what Slurm gives; equal threads, equal bytes.
+# STAGE_THREADS marks what one of these scripts chose: another that it calls or submits chooses for itself.
+set_threads() {
+  if [ "${OMP_NUM_THREADS:-}" = "${STAGE_THREADS:-none}" ]; then unset OMP_NUM_THREADS; fi
+  unset STAGE_THREADS
+  if [ -n "${OMP_NUM_THREADS:-}" ]; then return; fi
+  local name number=${stage_name#step} threads=0
+  number=${number%%_*}
+  for name in "STEP${number}_CPUS" CPUS_PER_TASK SLURM_CPUS_PER_TASK; do
+    if [[ $name =~ ^[A-Z0-9_]+$ ]]; then threads=$(setting "$name" 0); fi
+    if [ "$threads" != 0 ]; then break; fi
+  done
+  [[ $threads =~ ^(0|[1-9][0-9]*)$ ]] || refuse "$name=$threads: no number of threads -> give 1 or more"
+  if [ "$threads" != 0 ]; then export OMP_NUM_THREADS=$threads STAGE_THREADS=$threads; fi
 }
 
-# launch WORKER ARGS…: the worker in one process, or under torchrun with one process a GPU, on every node of the job.
-launch() {
-  local gpus nodes=${SLURM_JOB_NUM_NODES:-1}
-  gpus=${PROCESSES_PER_NODE:-$(visible_gpus)}
-  if [ "$nodes" -gt 1 ]; then
-    log "$nodes nodes with ${gpus:-1} processes each"
-    srun --ntasks="$nodes" --ntasks-per-node=1 torchrun --nnodes="$nodes" --nproc-per-node="${gpus:-1}" \
-      --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
-      --rdzv-endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29500" "$@"
-  elif [ "${gpus:-0}" -gt 1 ]; then
-    log "$gpus processes"
-    torchrun --standalone --nproc-per-node="$gpus" "$@"
-  else
-    python "$@"
-  fi
+# part fold|task NUMBER: this job does one of several; its progress is told apart. More than one, or none: not so.
+part() { if [[ ${2:-} =~ ^[0-9]+$ ]]; then stage_part=_$1_$2; fi; }
+
+# every_fold "$@": what a job of all folds and their ensemble refuses, so that the one finds what the others write.
+# Sets n_folds.
+every_fold() {
+  case " $* " in
+  *" --help "* | *" -h "*) exec python main.py --help ;;
+  *" --mode"* | *" --run"* | *" --output-dir"* | *" --cv-"* | *" --student-output-"* | *" --student-submission-"*)
+    refuse "say where and how many by RUN, OUTPUT_DIR and CV_NUM_FOLDS alone: the ensemble needs them too" ;;
+  esac
+  n_folds=$(setting CV_NUM_FOLDS 5)
+  [[ $n_folds =~ ^[1-9][0-9]*$ && $n_folds -ge 2 ]] || refuse "CV_NUM_FOLDS=$n_folds: is no number of folds -> 2 or more"
+  unset STUDENT_OUTPUT_MODEL_DIR STUDENT_SUBMISSION_PATH # the ensemble looks for the default places
+  unset FOLD CV_FOLD_IDX                                 # each fold takes its own
 }
 
-log "on $(hostname -s)${SLURM_JOB_ID:+, job $SLURM_JOB_ID}, $(nproc) cores${PROFILE:+, profile $PROFILE}"
+# shellcheck source=scripts/supervise.sh
+source "$REPO_ROOT/scripts/supervise.sh"
+# shellcheck source=scripts/launch.sh
+source "$REPO_ROOT/scripts/launch.sh"
+
+set_threads
+log "on ${SLURMD_NODENAME:-$(hostname -s)}${SLURM_JOB_ID:+, job $job_name}${SLURM_RESTART_COUNT:+, restart $SLURM_RESTART_COUNT}," \
+  "$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) cores${OMP_NUM_THREADS:+, $OMP_NUM_THREADS threads}${PROFILE:+, profile $PROFILE}"

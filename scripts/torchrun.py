@@ -1,0 +1,28 @@
+"""torchrun that ends with the exit code of the worker that failed first: 2, 3 and 75 are its own, and no crash."""
+
+import sys
+
+from arena_distill.runtime.errors import EXIT_BAD_INPUT, EXIT_BAD_SETTINGS, EXIT_REQUEUE
+
+SAID_WHY = (EXIT_BAD_SETTINGS, EXIT_BAD_INPUT, EXIT_REQUEUE)
+
+
+def main() -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(sys.argv[1:])
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        if first.exitcode not in SAID_WHY:
+            raise
+        return int(first.exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
