@@ -127,15 +127,34 @@ def profile_value(profile: str, name: str) -> str:
     Raises:
         SettingsError: there is no such profile, or it cannot be read.
     """
-    return _profile_entries(_find_profile(profile)).get(name) or ""
+    return _profile_entries(profile_path(profile)).get(name) or ""
+
+
+def profile_entries(profile: str) -> dict[str, str]:
+    """All lines of a profile, empty ones left out: they set nothing.
+
+    Raises:
+        SettingsError: there is no such profile, or it cannot be read.
+    """
+    return {name: value for name, value in _profile_entries(profile_path(profile)).items() if value}
+
+
+def known_variables() -> set[str]:
+    """Every setting that a stage, its script or the pipeline reads, by the name of its variable."""
+    return {PROFILE_VARIABLE, *SCRIPT_VARIABLES} | _variables_of_all_stages()
 
 
 def _profile_file() -> Path | None:
     name = os.environ.get(PROFILE_VARIABLE, "")
-    return _find_profile(name) if name else None
+    return profile_path(name) if name else None
 
 
-def _find_profile(name: str) -> Path:
+def profile_path(name: str) -> Path:
+    """The file of a profile.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
     path = Path(name) if name.endswith(".env") else PROFILE_DIRECTORY / f"{name}.env"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILE_DIRECTORY.glob("*.env"))) or "none yet"

@@ -11,26 +11,6 @@ ENSEMBLE = "ensemble"
 RESERVED_NAMES = (ENSEMBLE, "length", "TF-IDF")
 """Lines of step 4's score table that no teacher may be called."""
 
-SETTINGS_CLASSES = (
-    "arena_distill.training.post_pretrain_settings:PostPretrainSettings",
-    "arena_distill.data.fold_settings:FoldSettings",
-    "arena_distill.training.teacher_settings:TeacherSettings",
-    "arena_distill.inference.oof_settings:OofSettings",
-    "arena_distill.training.distill_settings:DistillSettings",
-    "arena_distill.training.student_settings:StudentSettings",
-    "arena_distill.conversion.average_settings:AverageSettings",
-    "arena_distill.conversion.quantize_settings:QuantizeSettings",
-    "arena_distill.inference.predict_settings:PredictSettings",
-    "arena_distill.evaluation.evaluation_settings:EvaluationSettings",
-    "arena_distill.report.report_settings:ReportSettings",
-)
-"""Everything that a profile may set, by module and class, and below what the scripts read themselves."""
-
-SCRIPT_VARIABLES = (
-    *("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE", "USE_WEIGHTED"),
-    *("HEAD_DIR", "HEAD_OUT", "CALIB_JSON"),
-)
-
 FanOut = Literal["fold", "shard"]
 
 
@@ -43,8 +23,13 @@ class Stage:
     worker: str  # Python file that the script calls
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    settings: tuple[str, ...]  # module:class of everything that it can be told
+    job_name: str  # of its script in Slurm
     depends_on: tuple[str, ...] = ()
+    pairs_with: str = ""  # the stage whose task for a fold is all that the task for the same fold waits for
     fans_out: tuple[FanOut, ...] = ()  # array tasks may each take one
+    folds_variable: str = ""  # setting that names the folds to do, where there are folds
+    cpus: int = 8
     gpu: bool = True
     memory_gb: int = 16  # of the host
     hours: float = 1.0  # time limit that a first run should ask for
@@ -55,6 +40,21 @@ class Stage:
         """File that users run."""
         return f"{self.name}.sh"
 
+    @property
+    def number(self) -> int:
+        """1 to 9: ``stepN_….sh``."""
+        return int(self.name.removeprefix("step").partition("_")[0])
+
+    @property
+    def cpus_variable(self) -> str:
+        """Setting of its threads, which beats ``CPUS_PER_TASK``."""
+        return f"STEP{self.number}_CPUS"
+
+    @property
+    def sbatch_variable(self) -> str:
+        """Setting of further options for its sbatch."""
+        return f"STEP{self.number}_SBATCH"
+
 
 POST_PRETRAIN = Stage(
     name="step1_post_pretrain",
@@ -62,6 +62,8 @@ POST_PRETRAIN = Stage(
     worker="scripts/post_pretrain.py",
     reads=("data/ultrafeedback.csv",),
     writes=("model_save/post_pretrain_{llama,qwen,gemma}_lora", "model_save/post_pretrain_{llama,qwen,gemma}"),
+    settings=("arena_distill.training.post_pretrain_settings:PostPretrainSettings",),
+    job_name="post-pretrain",
     memory_gb=160,
     hours=24,
     disk_gb=300,
@@ -72,6 +74,9 @@ MAKE_FOLDS = Stage(
     worker="scripts/make_folds.py",
     reads=("data/train.csv", "EXTRA_DATA"),
     writes=("data/processed_data/folds_5_seed42.json", "data/fold_data/fold_K_{train,val}.csv"),
+    settings=("arena_distill.data.fold_settings:FoldSettings",),
+    job_name="folds",
+    cpus=2,
     gpu=False,
     hours=0.5,
 )
@@ -81,8 +86,11 @@ TRAIN_TEACHERS = Stage(
     worker="scripts/train_teachers.py",
     reads=("data/train.csv", "EXTRA_DATA", "data/processed_data/folds_5_seed42.json", "model_save/post_pretrain_*"),
     writes=("model_save/NAME_fold_K_lora", "model_save/NAME_fold_K"),
+    settings=("arena_distill.training.teacher_settings:TeacherSettings",),
+    job_name="teachers",
     depends_on=("step1_post_pretrain", "step2_make_folds"),
     fans_out=("fold",),
+    folds_variable="TEACHER_FOLDS",
     memory_gb=160,
     hours=24,
     disk_gb=60,
@@ -96,8 +104,12 @@ INFER_TEACHER_LOGITS = Stage(
         "model_save/teacher_logits/NAME_fold_K/teacher_{logits,probs}_fold_K.npy",
         "model_save/teacher_logits/oof_probs.parquet",
     ),
+    settings=("arena_distill.inference.oof_settings:OofSettings",),
+    job_name="oof",
     depends_on=("step3_train_teachers",),
+    pairs_with="step3_train_teachers",
     fans_out=("fold", "shard"),
+    folds_variable="INFER_FOLDS",
     memory_gb=160,
     hours=12,
 )
@@ -113,8 +125,11 @@ DISTILL_STUDENT = Stage(
         "model_save/teacher_logits/oof_probs.parquet",
     ),
     writes=("model_save/distilled_gemma2-9b_fold_K",),
+    settings=("arena_distill.training.distill_settings:DistillSettings",),
+    job_name="distill",
     depends_on=("step4_infer_teacher_logits",),
     fans_out=("fold",),
+    folds_variable="STUDENT_FOLDS",
     memory_gb=64,
     hours=12,
     disk_gb=40,
@@ -126,6 +141,8 @@ LORA_ENSEMBLE = Stage(
     worker="scripts/average_students.py",
     reads=("model_save/distilled_gemma2-9b_fold_K", "data/test.csv"),
     writes=("model_save/avg_lora", "model_save/final_merged_model"),
+    settings=("arena_distill.conversion.average_settings:AverageSettings",),
+    job_name="average",
     depends_on=("step5_distill_student",),
     memory_gb=64,
     hours=4,
@@ -137,6 +154,8 @@ QUANTIZE = Stage(
     worker="scripts/quantize_gptq_calibrated.py",
     reads=("model_save/final_merged_model", "CALIB_CSV", "data/test.csv"),
     writes=("model_save/final_quantized_model",),
+    settings=("arena_distill.conversion.quantize_settings:QuantizeSettings",),
+    job_name="quantize",
     depends_on=("step6_lora_ensemble",),
     memory_gb=64,
     hours=6,
@@ -148,6 +167,8 @@ INFER_TTA = Stage(
     worker="scripts/student_gptq_infer.py",
     reads=("model_save/final_quantized_model", "data/test.csv"),
     writes=("sub/RUN_final_submission.csv", "sub/RUN_final_submission.logits.parquet"),
+    settings=("arena_distill.inference.predict_settings:PredictSettings",),
+    job_name="infer-tta",
     depends_on=("step7_quantize_gptq",),
     memory_gb=64,
     hours=6,
@@ -158,7 +179,13 @@ EVAL = Stage(
     worker="scripts/ensemble_from_cv.py",
     reads=("sub/RUN_student_submission_fold_K.csv", "sub/RUN_final_submission.csv"),
     writes=("sub/RUN_final_ensemble.csv", "sub/RUN_evaluation.json", "model_save/RUN/report.html"),
+    settings=(
+        "arena_distill.evaluation.evaluation_settings:EvaluationSettings",
+        "arena_distill.report.report_settings:ReportSettings",
+    ),
+    job_name="ensemble",
     depends_on=("step8_infer_tta",),
+    cpus=1,
     gpu=False,
     memory_gb=8,
     hours=0.5,
@@ -179,6 +206,40 @@ STAGES: dict[str, Stage] = {
     )
 }
 """In the order in which they run."""
+
+SETTINGS_CLASSES = (
+    *(settings for stage in STAGES.values() for settings in stage.settings),
+    "arena_distill.training.student_settings:StudentSettings",
+    "arena_distill.pipeline.settings:PipelineSettings",
+)
+"""Everything that a profile may set, by module and class, and below what is read without one."""
+
+SBATCH_VARIABLES = tuple(
+    f"SBATCH_{name}"
+    for name in (
+        *("ACCOUNT", "ACCTG_FREQ", "BATCH", "BURST_BUFFER", "CLUSTERS", "CLUSTER_CONSTRAINT", "CONSTRAINT"),
+        *("CONTAINER", "CORE_SPEC", "CPUS_PER_GPU", "CPU_FREQ_REQ", "DEBUG", "DELAY_BOOT", "DISTRIBUTION", "ERROR"),
+        *("EXCLUSIVE", "GET_USER_ENV", "GPUS", "GPUS_PER_NODE", "GPUS_PER_SOCKET", "GPUS_PER_TASK", "GPU_BIND"),
+        *("GPU_FREQ", "GRES", "GRES_FLAGS", "HINT", "IGNORE_PBS", "INPUT", "MEM_BIND", "MEM_PER_CPU", "MEM_PER_GPU"),
+        *("MEM_PER_NODE", "NETWORK", "NO_KILL", "OPEN_MODE", "OUTPUT", "OVERCOMMIT", "PARTITION", "POWER", "PROFILE"),
+        *("QOS", "REQUEUE", "REQ_SWITCH", "RESERVATION", "SIGNAL", "SPREAD_JOB", "THREADS_PER_CORE", "THREAD_SPEC"),
+        *("TIMELIMIT", "USE_MIN_NODES", "WAIT4SWITCH", "WAIT_ALL_NODES", "WCKEY"),
+    )
+)
+"""What sbatch itself reads (22.05) and a profile may set. Array, export, name and waiting are the pipeline's own."""
+
+RESOURCE_VARIABLES = (
+    *SBATCH_VARIABLES,
+    *("PIPELINE_SBATCH", "CPUS_PER_TASK", "MAX_REQUEUES", "GRACE", "PROCESSES_PER_NODE"),
+    *(variable for stage in STAGES.values() for variable in (stage.cpus_variable, stage.sbatch_variable)),
+)
+"""What says where and with how much a stage runs, and so may differ when a run goes on."""
+
+SCRIPT_VARIABLES = (
+    *("TINY_TEXTS", "TINY_FAMILIES", "TINY_PRETRAIN_EPOCHS", "USE_WEIGHTED", "HEAD_DIR", "HEAD_OUT", "CALIB_JSON"),
+    *RESOURCE_VARIABLES,
+)
+"""What the stage scripts and the pipeline read themselves."""
 
 
 def markdown_table() -> str:
