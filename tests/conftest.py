@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ GENERAL_SETTINGS = {
 }
 
 
+NO_SLURM = "NO SLURM WAS TESTED"
+
+
 @pytest.fixture(autouse=True)
 def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings that a developer has exported must not reach the tests."""
@@ -44,6 +48,24 @@ def _own_core_only() -> None:
     """Work that takes all cores (a merge's check) must not leave later tests with sums unlike their subprocesses'."""
     if os.environ.get("PYTEST_XDIST_WORKER") and (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly if no Slurm was tested: skips are easily overlooked among a thousand tests."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    if reasons := [text.partition(NO_SLURM)[2].strip("') ") for text in skipped if NO_SLURM in text]:
+        terminalreporter.section(f"{NO_SLURM}: {len(reasons)} tests were skipped", yellow=True, bold=True)
+        terminalreporter.line(reasons[0].removeprefix(": "), yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    """A command that a signal has stopped heeds no other, since its process ends; this one does not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def is_json(path: Path) -> bool:

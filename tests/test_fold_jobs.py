@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,7 +269,7 @@ def test_values_of_a_profile_may_stand_in_quotes(all_folds: tuple[Site, Done], t
     assert weights[0] != weights[1], "USE_WEIGHTED was not heard"
 
 
-# With Slurm, and without
+# Without Slurm (tests/slurm has it)
 
 
 @pytest.mark.parametrize("script", JOBS)
@@ -300,82 +298,3 @@ def test_without_slurm_the_job_that_does_all_is_named(site: Site, tmp_path: Path
     assert done.returncode == EXIT_BAD_SETTINGS
     assert "no Slurm here (sbatch) -> bash job_distill_all_in_one.sh" in done.stderr
     assert contents(site.root) == before
-
-
-@pytest.fixture
-def cluster() -> None:
-    """Skips a test where no Slurm answers."""
-    if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
-        pytest.skip("no Slurm here (sbatch, sinfo)")
-    asked = subprocess.run(["timeout", "20", "sinfo", "--noheader", "--format=%T"], capture_output=True, text=True)
-    if asked.returncode or not {"idle", "mixed", "allocated"} & set(asked.stdout.split()):
-        pytest.skip(f"no Slurm answers (sinfo: {' '.join((asked.stderr or asked.stdout).split())[:100]})")
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """The jobs of ``distill_all_folds.sh``."""
-
-    folds: str
-    ensemble: str
-    logs: Path
-
-    def states(self) -> set[str]:
-        """Of the folds and the ensemble, as far as Slurm still knows them."""
-        shown = [
-            subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True).stdout
-            for job in (self.folds, self.ensemble)
-        ]
-        return {state for text in shown for state in re.findall(r"JobState=(\w+)", text)}
-
-    def wait(self, seconds: int = 150) -> None:
-        """Until neither runs or waits."""
-        deadline = time.monotonic() + seconds
-        while self.states() & {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING"}:
-            if time.monotonic() > deadline:
-                subprocess.run(["scancel", self.folds, self.ensemble], check=False)
-                pytest.fail(self.printed())
-            time.sleep(0.5)
-
-    def printed(self) -> str:
-        """By all jobs."""
-        return "\n".join(path.read_text("utf-8") for path in sorted(self.logs.iterdir()))
-
-
-def submit(site: Site, logs: Path, *flags: str) -> Submitted:
-    """``bash distill_all_folds.sh`` for a small cluster."""
-    logs.mkdir()
-    small = {"SBATCH_GRES": "none", "SBATCH_MEM_PER_NODE": "1G", "SBATCH_TIMELIMIT": "10"}
-    small["SBATCH_OUTPUT"] = f"{logs}/%x_%A_%a.out"
-    slurm = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
-    done = site.run("distill_all_folds.sh", *flags, RUN="slurm", USE_WEIGHTED="1", **small, **slurm)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folds, ensemble = re.findall(r" job (\d+)", done.stdout)
-    return Submitted(folds, ensemble, logs)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_with_slurm_all_folds_are_an_array_and_the_ensemble_comes_after_them(
-    site: Site, small_test_csv: Path, tmp_path: Path
-) -> None:
-    own = site.copy(tmp_path)
-    jobs = submit(own, tmp_path / "logs")
-    jobs.wait()
-    ensemble = own.root / "sub" / "slurm_final_ensemble.csv"
-    assert ensemble.is_file(), jobs.printed()
-    ids = load_test(small_test_csv).rows["id"].to_pylist()
-    members = [read_submission(own.root / "sub" / f"slurm_student_submission_fold_{k}.csv", ids)[1] for k in (0, 1)]
-    expected = np.tensordot(shares(ensemble), np.stack(members), axes=1)
-    np.testing.assert_allclose(read_submission(ensemble, ids)[1], expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_with_slurm_the_ensemble_of_folds_that_failed_is_cancelled(site: Site, tmp_path: Path) -> None:
-    own = site.copy(tmp_path)
-    jobs = submit(own, tmp_path / "logs", "--distill-teachers", "nowhere/*.npy")
-    jobs.wait()
-    assert jobs.printed().count("nowhere/*.npy matches no file") == N_FOLDS
-    assert jobs.states() <= {"FAILED", "CANCELLED"}
-    assert not (own.root / "sub" / "slurm_final_ensemble.csv").exists()
