@@ -1,6 +1,7 @@
 # make demo    all nine steps on the sample with models of two layers: a submission, and a report of how good it is
 # make quick   one small student instead, without teachers
-# make test    the whole test suite
+# make test    the test suite; as root also on a real Slurm of two nodes, which it starts and takes down again
+# make slurm-test    all tests on that Slurm, with the faults (minutes each): time limits, requeues, a lost node …
 # Each sets up what it needs first: a virtual environment with the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ TRUTH  ?= $(if $(filter data/sample/test.csv,$(TEST)),data/sample/truth.parquet)
 TINY   := model_save/demo_backbone
 STUDENT_MODEL ?=
 
-.PHONY: setup demo quick test lint clean
+.PHONY: setup demo quick test slurm-test lint clean
 
 setup: $(READY)
 
@@ -39,7 +40,10 @@ quick: $(READY)
 		DEMO_BACKBONE='$(TINY)' bash scripts/quick.sh
 
 test: $(READY)
-	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m 'not fault'
+
+slurm-test: $(READY)
+	$(PY) -m pytest tests/slurm --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check .
