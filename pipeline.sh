@@ -13,9 +13,10 @@
 #SBATCH --mem=160G
 #SBATCH --gres=gpu:1
 
-# Under sbatch this file is a copy in a spool directory: the repository is found by where it was submitted from.
-for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${SLURM_SUBMIT_DIR:-}" \
-  "$(dirname "$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p')")"; do
+# Under sbatch this file is a copy in a spool directory: the repository is where that came from, or the submitter was.
+# (Elsewhere: sbatch --chdir=REPOSITORY …, as without a logs/ where it starts Slurm writes no output at all.)
+submitted=${SLURM_JOB_ID:+$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p' | head -n 1)}
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "${REPO_ROOT:-}" "${submitted%/*.sh*}" "${SLURM_SUBMIT_DIR:-}"; do
   [ -f "$repo/scripts/stage.sh" ] && break
 done
 source "$repo/scripts/stage.sh" pipeline >/dev/null || { echo "error: no repository found -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }

@@ -12,8 +12,7 @@ launch() {
   [[ $processes =~ ^[0-9]*$ ]] || refuse "PROCESSES_PER_NODE=$processes: no number of processes -> 1, or the GPUs of a node"
   if [ "${processes:-0}" = 0 ]; then processes=1; fi
   if [ -n "${STAGE_THREADS:-}" ]; then # what the job has is shared out
-    OMP_NUM_THREADS=$((STAGE_THREADS > processes ? STAGE_THREADS / processes : 1))
-    STAGE_THREADS=$OMP_NUM_THREADS
+    local -x OMP_NUM_THREADS=$((STAGE_THREADS > processes ? STAGE_THREADS / processes : 1))
   fi
   if [ "$nodes" -gt 1 ]; then
     launch_on_nodes "$nodes" "$processes" "$@"

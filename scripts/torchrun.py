@@ -1,5 +1,6 @@
 """torchrun that ends with the exit code of the worker that failed first: 2, 3 and 75 are its own, and no crash."""
 
+import signal
 import sys
 
 from arena_distill.runtime.errors import EXIT_BAD_INPUT, EXIT_BAD_SETTINGS, EXIT_REQUEUE
@@ -19,8 +20,8 @@ def main() -> int:
         if first.exitcode not in SAID_WHY:
             raise
         return int(first.exitcode)
-    except SignalException as error:
-        return 128 + int(error.sigval)
+    except SignalException as error:  # Slurm may tell the steps of a job alone that it is preempted
+        return EXIT_REQUEUE if error.sigval == signal.SIGTERM else 128 + int(error.sigval)
     return 0
 
 

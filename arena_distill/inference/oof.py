@@ -24,7 +24,7 @@ from arena_distill.inference.oof_job import LAST_TOKEN, LOGITS, PROBABILITIES, R
 from arena_distill.inference.oof_settings import OofSettings
 from arena_distill.inference.parts import Parts
 from arena_distill.models.classifier import check_lengths, load_tokenizer
-from arena_distill.runtime.artifacts import locked, publish, write_manifest
+from arena_distill.runtime.artifacts import locked, publish, was_restarted, write_manifest
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.interruption import checkpointing
 
@@ -74,7 +74,7 @@ def score_fold(settings: OofSettings, job: OofJob, base_rows: Rows, folds: Folds
         work = Work.of_fold(settings, job, base_rows, folds)
         hidden = _hidden_size(job) if settings.infer_save_lasttok else 0
         parts = Parts(job.partial, (len(work.sequences), 3 + hidden))
-        if again:
+        if again and not was_restarted():  # else it has been heeded
             parts.forget(shard, shards)
         mine = work.batches[shard::shards]
         done = np.isfinite(parts.together()).all(axis=1)

@@ -27,7 +27,7 @@ def infer_teachers(settings: OofSettings) -> None:
     again = settings.force or settings.infer_force_regen
     waiting = []
     for job in plan.jobs:
-        if again or not job.is_up_to_date():
+        if job.is_wanted(again):
             waiting.append(job)
         else:
             print(f"{job.final}: up to date (INFER_FORCE_REGEN=1 scores it again)")

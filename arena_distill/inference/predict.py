@@ -37,7 +37,7 @@ from arena_distill.inference.predict_job import LENGTHS_SETTING, STAGE, PredictJ
 from arena_distill.inference.predict_settings import PredictSettings
 from arena_distill.models.classifier import check_lengths, load_tokenizer
 from arena_distill.models.exported_head import require_same_head, student_head_sha256
-from arena_distill.runtime.artifacts import locked, require_recorded, write_manifest
+from arena_distill.runtime.artifacts import locked, require_recorded, was_restarted, write_manifest
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.interruption import checkpointing
 
@@ -157,7 +157,7 @@ def _scores(
 ) -> np.ndarray:
     """Logits of every sequence as the model gives them, and its share of the time, float32 ``[S, 4]``."""
     parts = Parts(place, (len(work.sequences), SECONDS + 1))
-    if settings.force:
+    if settings.force and not was_restarted():  # else it has been heeded
         parts.forget(0, 1)
     done = np.isfinite(parts.together()).all(axis=1)
     todo = [batch for batch in work.batches if not done[batch].all()]

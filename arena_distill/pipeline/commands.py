@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 VERBS = ("status", "cancel", "resume", "preflight")
@@ -25,6 +26,8 @@ def run(argv: Sequence[str], description: str) -> int:
     verb = words.pop(0) if words and words[0] in VERBS else ""
     if verb and words and not words[0].startswith("-"):
         os.environ["RUN"] = words.pop(0)
+    if verb in ("status", "preflight") or "--dry-run" in words:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who says `| head` has seen enough
     if verb == "preflight":
         from arena_distill.pipeline.preflight import preflight
 

@@ -87,9 +87,9 @@ def run_locally(plan: Plan, record: RunRecord, logs: Path, machine: Machine) -> 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     signals = _Signals()
     asked, saved_before, began = 0, _saved(record), time.monotonic()
-    with signals.caught():
+    with signals.caught(), _ended_with_us(tasks):
         while True:
-            running = [task for task in tasks.values() if task.process is not None]
+            running = _running(tasks)
             if len(signals.received) > asked:
                 asked = len(signals.received)
                 _end(running, at_once=asked > 1)
@@ -97,7 +97,7 @@ def run_locally(plan: Plan, record: RunRecord, logs: Path, machine: Machine) -> 
                 _look_after(task, record, alone=len(running) == 1, ending=bool(signals.received))
             if not signals.received:
                 _start_what_can(tasks, record, logs, stamp, machine)
-            if not any(task.process is not None for task in tasks.values()):
+            if not _running(tasks):
                 break
             time.sleep(_POLL_SECONDS)
     # For the job that this may be a part of: it is worth starting again as long as something is saved every time.
@@ -126,6 +126,21 @@ def tasks_of(plan: Plan) -> dict[Key, Task]:
     return tasks
 
 
+def _running(tasks: Mapping[Key, Task]) -> list[Task]:
+    return [task for task in tasks.values() if task.process is not None]
+
+
+@contextmanager
+def _ended_with_us(tasks: Mapping[Key, Task]) -> Iterator[None]:
+    """If we fail ourselves (a full disk, a closed terminal), nothing goes on unwatched."""
+    try:
+        yield
+    finally:
+        for task in _running(tasks):
+            assert task.process is not None
+            task.process.ask_to_end()
+
+
 def has_room(machine: Machine, task: Task, running: list[Task]) -> bool:
     """Whether a task may start beside those that run."""
     if machine.jobs:
@@ -137,7 +152,7 @@ def has_room(machine: Machine, task: Task, running: list[Task]) -> bool:
 
 def _start_what_can(tasks: Mapping[Key, Task], record: RunRecord, logs: Path, stamp: str, machine: Machine) -> None:
     for task in tasks.values():
-        running = [other for other in tasks.values() if other.process is not None]
+        running = _running(tasks)
         waiting = task.process is None and task.exit_code is None
         if waiting and all(tasks[key].exit_code == 0 for key in task.waits_for) and has_room(machine, task, running):
             _start(task, record, logs, stamp)

@@ -96,7 +96,8 @@ def run_preflight(settings: PipelineSettings, environment: Mapping[str, str], *,
 
 def _check(settings: PipelineSettings, settled: Settled) -> Iterator[Finding]:
     """Every check, in the order in which its results are of use. ``os.environ`` holds what the stages will see."""
-    chain = Chain(settings, settled.variables, settled.profile, _on_slurm(settings))
+    on_slurm, answers = _where(settings)
+    chain = Chain(settings, settled.variables, settled.profile, on_slurm, answers)
     read, wrong = read_all(chain)
     chain = replace(chain, read=read)
     yield from wrong
@@ -122,7 +123,7 @@ def _check(settings: PipelineSettings, settled: Settled) -> Iterator[Finding]:
 
 def _check_models(chain: Chain, done: frozenset[int]) -> Iterator[Finding]:
     """What depends on which models the chain starts from."""
-    nodes = read_nodes() if chain.on_slurm else []
+    nodes = read_nodes() if chain.slurm_answers else []
     lesser: dict[str, str] = {}
     yield from guarded(MEMORY, "AUTO_DOWNGRADE", lambda: find_downgrades(chain, nodes, lesser))
     taken = replace(chain, downgrades=lesser)
@@ -151,11 +152,16 @@ def _plan(chain: Chain) -> tuple[Plan | None, Finding | None]:
         return None, pipeline_error(error)
 
 
-def _on_slurm(settings: PipelineSettings) -> bool:
-    """Whether the chain is to be submitted: as was said, else wherever a Slurm answers that we are not a job of."""
-    if "pipeline_slurm" in settings.model_fields_set:
-        return settings.pipeline_slurm
-    return not os.environ.get("SLURM_JOB_ID") and slurm.available()
+def _where(settings: PipelineSettings) -> tuple[bool, bool]:
+    """Whether the chain is to be submitted, and whether Slurm answers.
+
+    It is submitted if that was said; if nothing was, wherever a Slurm answers that we are no job of.
+    """
+    said = "pipeline_slurm" in settings.model_fields_set
+    if (said and not settings.pipeline_slurm) or (not said and os.environ.get("SLURM_JOB_ID")):
+        return False, False
+    answers = slurm.available()
+    return said or answers, answers
 
 
 def _take_profile(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -28,6 +28,7 @@ class Chain:
     variables: Mapping[str, str]  # environment over profile
     profile: str
     on_slurm: bool  # else on this machine
+    slurm_answers: bool = False  # there is a controller to ask
     read: Mapping[type[StageSettings], StageSettings] = field(default_factory=dict)  # of all stages that can be read
     plan: Plan | None = None  # None: it cannot be made, and a finding says why
     downgrades: Mapping[str, str] = field(default_factory=dict)  # base of step 1 -> what AUTO_DOWNGRADE will take

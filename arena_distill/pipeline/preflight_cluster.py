@@ -21,7 +21,7 @@ def check_cluster(chain: Chain) -> Iterator[Finding]:
     if not chain.on_slurm:
         yield CLUSTER.ok("Slurm", "not looked at: the chain is to run on this machine")
         return
-    if not slurm.available():
+    if not chain.slurm_answers:
         yield CLUSTER.fix(
             "Slurm", "no controller answers here (sbatch, scontrol ping)",
             "go to a login node of the cluster, or leave out --slurm",

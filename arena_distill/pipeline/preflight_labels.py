@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from arena_distill.conversion.quantize_job import VOCABULARIES
 from arena_distill.data.records import CLASSES
 from arena_distill.pipeline.preflight_chain import steps
 from arena_distill.pipeline.preflight_finding import Finding, Topic, guarded
@@ -34,25 +35,33 @@ print(json.dumps([pieces, tokenizer.unk_token_id]))
 
 
 def check_labels(models: Models) -> Iterator[Finding]:
-    """Every label word of every model that speaks its verdict."""
+    """Every label word of every model that speaks its verdict; models with one tokenizer together."""
+    asked: dict[tuple[Path, tuple[str, ...]], list[int]] = {}
     for name, uses in models.uses.items():
-        words: dict[tuple[str, ...], list[int]] = {}
-        for use in uses:
-            if use.label_words:
-                words.setdefault(use.label_words, []).append(use.step)
         model = models.get(name)
         tokenizer = model.tokenizer or model.directory
-        for chosen, numbers in words.items():
-            subject = f"{', '.join(_SETTINGS[number] for number in numbers)} ({steps(numbers)})"
-            if tokenizer is not None and tokenizer.is_dir():
-                yield from guarded(LABELS, subject, partial(_one_token_each, subject, tokenizer, chosen))
+        for use in uses:
+            if not use.label_words:
+                continue
+            words = ", ".join(use.label_words)
+            if tokenizer is not None and any(file for kind in VOCABULARIES for file in tokenizer.glob(kind)):
+                asked.setdefault((tokenizer, use.label_words), []).append(use.step)
+            elif tokenizer is not None:
+                continue  # that there is none is said with the models
             elif model.made_by:
-                yield LABELS.ok(subject, f"{', '.join(chosen)}: {name} has its tokenizer from step {model.made_by}")
+                yield LABELS.ok(_subject([use.step]), f"{words}: {name} has its tokenizer from step {model.made_by}")
             else:
                 yield LABELS.warning(
-                    subject, f"{', '.join(chosen)}: the tokenizer of {name} is not on this machine, so nobody looked",
+                    _subject([use.step]), f"{words}: the tokenizer of {name} is not on this machine, so nobody looked",
                     f"`hf download {name} --include 'tokenizer*'` and give the command again",
                 )  # fmt: skip
+    for (tokenizer, chosen), numbers in asked.items():
+        subject = _subject(numbers)
+        yield from guarded(LABELS, subject, partial(_one_token_each, subject, tokenizer, chosen))
+
+
+def _subject(numbers: Sequence[int]) -> str:
+    return f"{', '.join(_SETTINGS[number] for number in sorted(set(numbers)))} ({steps(list(numbers))})"
 
 
 def _one_token_each(subject: str, tokenizer: Path, words: Sequence[str]) -> Iterator[Finding]:

@@ -100,7 +100,8 @@ def _environment(chain: Chain) -> Iterator[Finding]:
 
 
 def _packages(chain: Chain) -> Iterator[Finding]:
-    installed = {_plain(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"]}
+    about = (one.metadata for one in metadata.distributions())
+    installed = {_plain(one["Name"]): one["Version"] for one in about if one["Name"] and one["Version"]}
     if missing := [name for name in _NEEDED if name not in installed]:
         yield SOFTWARE.fix("packages", f"{', '.join(missing)} are missing", "make setup")
     wanted = _constraints(repository() / "constraints.txt")

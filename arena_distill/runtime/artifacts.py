@@ -141,6 +141,7 @@ def write_manifest(
         "outputs": _output_hashes(directory),
         "output_bytes": {file.name: file.stat().st_size for file in _output_files(directory)},
         "git_revision": git_revision(),
+        "slurm_job": _slurm_job(),
         "versions": {name: _version(name) for name in _REPORTED_PACKAGES},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "wall_seconds": round(time.time() - started, 2),
@@ -191,6 +192,22 @@ def is_up_to_date(directory: Path, expected_fingerprint: str) -> bool:
     sizes = manifest.get("output_bytes", {})
     files = {name: directory / name for name in manifest["outputs"]}
     return all(file.is_file() and file.stat().st_size == sizes.get(name) for name, file in files.items())
+
+
+def was_restarted() -> bool:
+    """Whether Slurm has started this job before: it was requeued."""
+    return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0")
+
+
+def made_before_restart(directory: Path) -> bool:
+    """Whether this very job made ``directory``, before it was requeued: what it was told to do again, it has done."""
+    job = _slurm_job()
+    return was_restarted() and job is not None and (read_manifest(directory) or {}).get("slurm_job") == job
+
+
+def _slurm_job() -> str | None:
+    """Of an array's tasks each has its own; a requeue does not change it."""
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def require_recorded(directory: Path, suffix: str) -> None:
@@ -302,7 +319,7 @@ def locked(output: Path, wait_seconds: float = 0) -> Iterator[None]:
 def _acquire(lock: FileLock, output: Path, wait_seconds: float) -> None:
     from filelock import Timeout
 
-    if os.environ.get("SLURM_RESTART_COUNT", "") in ("", "0"):
+    if not was_restarted():
         lock.acquire(timeout=wait_seconds)
         return
     wait_seconds = max(wait_seconds, RESTARTED_WAIT_SECONDS)

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arena_distill.runtime.artifacts import fingerprint, is_up_to_date, partial_directory, read_manifest
+from arena_distill.runtime.artifacts import (
+    fingerprint,
+    is_up_to_date,
+    made_before_restart,
+    partial_directory,
+    read_manifest,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,10 @@ class Job:
     def is_up_to_date(self) -> bool:
         """Whether the finished output was made with these settings and inputs."""
         return is_up_to_date(self.final, self.fingerprint)
+
+    def is_wanted(self, again: bool) -> bool:
+        """Whether it is to be done: it is not there, or is to be made ``again`` and was not before a requeue."""
+        return not self.is_up_to_date() or (again and not made_before_restart(self.final))
 
     def replaces(self) -> str | None:
         """What a finished output of other settings or inputs, which this job will replace, was made with; or None."""

@@ -176,10 +176,11 @@ INFER_TTA = Stage(
 EVAL = Stage(
     name="step9_eval",
     does="one submission out of the folds' submissions (or step 8's); with votes at hand its evaluation; the report",
-    worker="scripts/ensemble_from_cv.py",
+    worker="scripts/ensemble_run.py",
     reads=("sub/RUN_student_submission_fold_K.csv", "sub/RUN_final_submission.csv"),
     writes=("sub/RUN_final_ensemble.csv", "sub/RUN_evaluation.json", "model_save/RUN/report.html"),
     settings=(
+        "arena_distill.evaluation.ensemble_settings:EnsembleSettings",
         "arena_distill.evaluation.evaluation_settings:EvaluationSettings",
         "arena_distill.report.report_settings:ReportSettings",
     ),

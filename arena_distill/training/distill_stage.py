@@ -16,7 +16,7 @@ def distill_students(settings: DistillSettings) -> None:
     jobs = plan_students(settings)
     waiting = []
     for job in jobs:
-        if settings.student_overwrite or settings.force or not job.is_up_to_date():
+        if job.is_wanted(settings.student_overwrite or settings.force):
             waiting.append(job)
         else:
             say(f"{job.final}: up to date (STUDENT_OVERWRITE=1 trains it again)")

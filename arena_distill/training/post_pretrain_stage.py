@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arena_distill.models.architecture import LADDERS
 from arena_distill.models.memory import TrainingShape, choose_base
-from arena_distill.runtime.artifacts import fingerprint, read_manifest
+from arena_distill.runtime.artifacts import fingerprint, read_manifest, was_restarted
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.training.post_pretrain_job import BASE_ROWS, STAGE, PostPretrainJob, plan_post_pretraining
 from arena_distill.training.post_pretrain_settings import FamilyPlan, PostPretrainSettings
@@ -23,9 +23,10 @@ def post_pretrain_all(settings: PostPretrainSettings) -> None:
     """
     bases = {plan.family: plan.base for plan in settings.plans}
     if settings.auto_downgrade:
-        bases |= _choose(settings, [plan for plan in settings.plans if settings.force or not _is_there(settings, plan)])
+        again = settings.force and not was_restarted()
+        bases |= _choose(settings, [plan for plan in settings.plans if again or not _is_there(settings, plan)])
     jobs = [plan_post_pretraining(settings, plan, bases[plan.family]) for plan in settings.plans]
-    waiting = [job for job in jobs if settings.force or not job.is_up_to_date()]
+    waiting = [job for job in jobs if job.is_wanted(settings.force)]
     if waiting:
         _train(settings, waiting)
     for job in jobs:

@@ -65,7 +65,7 @@ def run(settings: StudentSettings) -> None:
 def train(settings: StudentSettings) -> None:
     """Fine-tune a student on votes, or on votes and teachers' labels, or find that it is there already."""
     job = StudentJob.plan(settings)
-    if not settings.force and job.is_up_to_date():
+    if not job.is_wanted(settings.force):
         say(f"{job.final}: up to date (--force trains it again)")
         return
     if old := job.replaces():

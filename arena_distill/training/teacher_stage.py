@@ -19,7 +19,7 @@ def train_teachers(settings: TeacherSettings) -> None:
     jobs = plan_teachers(settings)
     waiting = []
     for job in jobs:
-        if settings.force or not job.is_up_to_date():
+        if job.is_wanted(settings.force):
             waiting.append(job)
         else:
             say(f"{job.final}: up to date (FORCE=1 trains it again)")

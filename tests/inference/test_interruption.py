@@ -89,7 +89,9 @@ def test_step_8_stopped_with_sigusr1_scores_what_is_missing_and_ends_with_the_sa
     assert not predict_runs.hidden(root)
 
 
-def test_the_batch_at_hand_is_finished_first(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_at_hand_is_finished_first_and_a_requeued_job_does_not_do_it_again(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = copy_of(teachers, tmp_path / "root", logits=False)
     forward, passes = ClassifierJudge._forward, itertools.count(1)
 
@@ -99,7 +101,17 @@ def test_the_batch_at_hand_is_finished_first(teachers: Path, tmp_path: Path, mon
         return forward(judge, *rest)
 
     monkeypatch.setattr(ClassifierJudge, "_forward", signal_in_the_tenth)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     settings: dict[str, Any] = {**ONE_BY_ONE, "infer_models": "llama", "infer_folds": 0, "infer_save_lasttok": True}
-    assert run_command(lambda: oof_runs.infer(root, **settings)) == EXIT_REQUEUE
+    again = settings | {"infer_force_regen": True}
+    assert run_command(lambda: oof_runs.infer(root, **again)) == EXIT_REQUEUE
     (part,) = logits_dir(root).glob(".*.partial-*/shard_*.npy")
     assert done(part).sum() == 10
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    capsys.readouterr()
+    for says in ("going on, 10 of", "up to date"):
+        oof_runs.infer(root, **again)
+        assert says in capsys.readouterr().out
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    oof_runs.infer(root, **again)
+    assert "scoring fold 0" in capsys.readouterr().out

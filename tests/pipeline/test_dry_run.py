@@ -71,6 +71,12 @@ def test_help_and_a_wrong_flag_are_answered_from_anywhere(tmp_path: Path) -> Non
     assert wrong.returncode == 2 and "did you mean --from?" in wrong.stderr
 
 
+def test_who_has_seen_enough_gets_no_traceback(profile: Path, tmp_path: Path) -> None:
+    command = f"bash {REPOSITORY / 'pipeline.sh'} --dry-run --profile {profile} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("cd ") and not done.stderr
+
+
 def test_pipeline_sh_is_short_and_executable() -> None:
     script = REPOSITORY / "pipeline.sh"
     assert script.stat().st_mode & 0o111

@@ -344,7 +344,7 @@ def test_a_tokenizer_without_a_json_file_is_read_by_transformers(backbones: Path
 def test_a_broken_tokenizer(profile: Path, backbones: Path, tmp_path: Path) -> None:
     model = _spoil(backbones, tmp_path / "model", lambda model: rewrite(model / "tokenizer.json", "{"))
     seen = look("--profile", str(profile), LLAMA_BASE=model)
-    seen.one("fix", "label tokens", "POSTPRE_LABEL_WORDS", "tokenizer.json", "cannot be read")
+    seen.one("fix", "label tokens", "POSTPRE_LABEL_WORDS, TEACHER_LABEL_WORDS (steps 1, 3)", "cannot be read")
 
 
 def test_every_family_is_measured(backbones: Path) -> None:

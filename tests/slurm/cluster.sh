@@ -135,7 +135,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 EnforcePartLimits=ALL
 MpiDefault=none
-ReturnToService=2
+ReturnToService=1
 SlurmdTimeout=$CLUSTER_NODE_TIMEOUT
 KillWait=$CLUSTER_KILL_WAIT
 JobRequeue=$CLUSTER_JOB_REQUEUE

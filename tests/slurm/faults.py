@@ -15,8 +15,8 @@ from tests.slurm.workplace import PROFILE, RUN, Workplace
 LONG = "long"
 """Profile of runs whose trainings last."""
 
-LONG_SECONDS = 45.0
-"""Of a core, for a training with its imports: the controller looks at time limits every 30 seconds."""
+LONG_SECONDS = 24.0
+"""Of a core, for one training with its imports: time enough to see it save, and to disturb it then."""
 
 TEACHERS, STUDENTS = "step3_train_teachers", "step5_distill_student"
 _OUTPUTS = {TEACHERS: "small-llama_fold_{}*", STUDENTS: "distilled_small_fold_{}"}
@@ -26,11 +26,11 @@ _WEIGHTS = {TEACHERS: "small-llama_fold_{}_lora", STUDENTS: "distilled_small_fol
 def run_long(place: Workplace) -> None:
     """Do steps 3 to 9 again, with as many steps of training as this machine needs for ``LONG_SECONDS``."""
     place.remove(f"model_save/{RUN}/distilled_small_fold_*", "sub/*")
-    settings = {"TEACHER_MAX_STEPS": 4000, "STUDENT_MAX_STEPS": 4000}
+    settings = {"TEACHER_MAX_STEPS": 2000, "STUDENT_MAX_STEPS": 2000}
     for prefix, number in (("TEACHER", 3), ("STUDENT", 5)):
         name = f"{prefix}_MAX_STEPS"
         while (seconds := _core_seconds(place, settings, number)) < LONG_SECONDS:
-            settings[name] = round(settings[name] * 1.2 * LONG_SECONDS / seconds)
+            settings[name] = round(settings[name] * 1.3 * LONG_SECONDS / seconds)
         if number == 3:
             _run(place, "--from", "3", "--to", "4")
     _run(place, "--from", "5")
@@ -85,11 +85,17 @@ def assert_as_undisturbed(place: Workplace, undisturbed: Workplace, cluster: Clu
     for fold in folds:
         file = f"{_WEIGHTS[stage].format(fold)}/adapter_model.safetensors"
         assert (place.models / file).read_bytes() == (undisturbed.models / file).read_bytes(), file
-        ours, theirs = (losses(each.models / _WEIGHTS[stage].format(fold)) for each in (place, undisturbed))
-        assert ours == theirs, "other losses, step by step"
+        ours, theirs = (_evaluations(each.models / _WEIGHTS[stage].format(fold)) for each in (place, undisturbed))
+        assert ours == theirs
     assert place.submission.read_bytes() == undisturbed.submission.read_bytes()
     status = place.status()
     assert {line["artifact"]["state"] for line in status.values()} == {"complete"}, status
+
+
+def _evaluations(model: Path) -> list[tuple[int, float]]:
+    """Step and log loss of every evaluation on the way."""
+    log = json.loads((model / "training_log.json").read_text("utf-8"))
+    return [(entry["step"], entry["eval_log_loss"]) for entry in log if "eval_log_loss" in entry]
 
 
 def losses(model: Path) -> list[float]:
