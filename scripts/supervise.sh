@@ -43,7 +43,7 @@ supervise() {
   if [ -e "$stop_file" ] && [ -z "$asked" ]; then asked=TERM; fi # by one of the processes, or by hand
   if [ "$asked" = INT ]; then exit 130; fi
   if [ -n "$asked" ] && [ "$code" != 0 ] && { [ "$code" -gt 128 ] || [ -n "$watched_several" ]; }; then
-    code=75 # ended by the signal; or torchrun, which ends with 1 when its processes end with 75
+    code=75 # ended by the signal, or with the code of whichever of several went first
   fi
   return "$code"
 }

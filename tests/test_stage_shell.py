@@ -235,9 +235,9 @@ def test_after_a_signal_no_further_worker_begins(site: Site) -> None:
 
 
 def test_a_signal_between_two_workers_is_not_lost(site: Site) -> None:
-    script = site.script("work one.py", "until [ -e go_on ]; do sleep 0.05; done", "work two.py")
+    script = site.script("work one.py", "log between", "until [ -e go_on ]; do sleep 0.05; done", "work two.py")
     (site.root / "enough").touch()
-    running = site.start(script).until("one.py ends").signal(signal.SIGTERM)
+    running = site.start(script).until("between").signal(signal.SIGTERM)
     (site.root / "go_on").touch()
     assert running.end() == EXIT_REQUEUE
     assert "two.py" not in running.printed

@@ -231,7 +231,7 @@ SBATCH_VARIABLES = tuple(
 
 RESOURCE_VARIABLES = (
     *SBATCH_VARIABLES,
-    *("PIPELINE_SBATCH", "CPUS_PER_TASK", "MAX_REQUEUES", "GRACE", "PROCESSES_PER_NODE"),
+    *("PIPELINE_SBATCH", "CPUS_PER_TASK", "MAX_REQUEUES", "GRACE", "PROCESSES_PER_NODE", "GPU_MEMORY_GB"),
     *(variable for stage in STAGES.values() for variable in (stage.cpus_variable, stage.sbatch_variable)),
 )
 """What says where and with how much a stage runs, and so may differ when a run goes on."""
