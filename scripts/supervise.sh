@@ -77,13 +77,22 @@ stop() {
     kill -s INT "$watched" 2>/dev/null || true
   else
     log "asked to stop ($1); $((deadline - SECONDS)) s to save"
-    if [ -n "$watched_several" ]; then : >"$stop_file" || true; else kill -s "$1" "$watched" 2>/dev/null || true; fi
+    tell "$1"
   fi
-  if ! gone_by "$deadline"; then
-    log "not ended in time, killed; what it had saved stays"
-    # shellcheck disable=SC2046 # one number a word
-    kill -s KILL $(tree_of "$watched") 2>/dev/null || true
-  fi
+  until gone_by $((SECONDS + 5)); do
+    if ((SECONDS >= deadline)); then
+      log "not ended in time, killed; what it had saved stays"
+      # shellcheck disable=SC2046 # one number a word
+      kill -s KILL $(tree_of "$watched") 2>/dev/null || true
+      return 0
+    fi
+    if [ "$1" != INT ]; then tell "$1"; fi # once more: between fork and exec bash loses signals
+  done
+}
+
+# tell SIGNAL: the command that it is to save and stop; a worker heeds the first that it hears.
+tell() {
+  if [ -n "$watched_several" ]; then : >"$stop_file" || true; else kill -s "$1" "$watched" 2>/dev/null || true; fi
 }
 
 # gone_by TIME: wait until the command has ended, but no longer.

@@ -7,6 +7,7 @@ outputs appear whole or not at all. Without ``listen`` nothing is installed, and
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -36,7 +37,6 @@ class _Listener:
         self.wanted = self.raised = False
         self.depth = 0  # of checkpointing()
         self.child: subprocess.Popen[Any] | None = None  # that is waited for, and told too
-        self.before: dict[signal.Signals, Any] = {}  # handlers
         self.closed = threading.Event()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -96,16 +96,16 @@ def listen() -> None:
         return
     _listener = _Listener(os.getpid())
     for number in _SIGNALS:
-        _listener.before[number] = signal.signal(number, _listener.handle)
+        signal.signal(number, _listener.handle)
     if name := os.environ.get(STOP_FILE):
         threading.Thread(target=_listener.watch, args=(Path(name),), daemon=True, name=STOP_FILE).start()
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """``listen`` while the context lasts. Within another such context it does nothing.
+    """``listen`` while the context lasts, the process's whole work. Within another such context it does nothing.
 
-    A process that was told to stop ignores what else it is told afterwards, so that its exit code is its own.
+    Afterwards a signal is ignored: taking down large libraries takes a while, and the exit code is to stand.
     """
     global _listener
     before = _listener
@@ -116,10 +116,13 @@ def listening() -> Iterator[None]:
         mine = _listener
         if mine is not before:
             mine.closed.set()
-            for number, handler in mine.before.items():
-                if not mine.wanted:
-                    signal.signal(number, handler)
+            atexit.register(_ignore_signals)  # Python takes down its own handlers, and then the libraries
             _listener = _Listener()
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def requested() -> bool:

@@ -127,6 +127,21 @@ atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), say("at exit")))
         assert ending(process) == (EXIT_REQUEUE, "tidied up\nat exit\n", LINE)
 
 
+def test_a_signal_while_the_libraries_of_a_finished_process_are_taken_down_does_not_make_it_a_failure() -> None:
+    main = """
+class Library:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.write(1, b"taken down\\n")
+library = Library()
+def main():
+    say("begun")
+"""
+    with worker(main) as process:
+        assert ending(process) == (0, "taken down\n", "")
+
+
 def test_an_error_while_it_stops_is_still_an_error() -> None:
     main = """
 from arena_distill.runtime.errors import InputError
@@ -252,20 +267,25 @@ def main():
 # In this process
 
 
-def test_what_was_installed_goes_with_the_command_and_a_wish_with_it() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)]
+def test_a_wish_goes_with_the_command_and_a_signal_after_it_is_ignored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
 
     def main() -> None:
+        mine = signal.getsignal(signal.SIGTERM)
+        assert mine != before
         with checkpointing():
-            assert signal.getsignal(signal.SIGTERM) not in before
             assert run_command(lambda: 0) == 0, "a command within a command"
-            assert signal.getsignal(signal.SIGTERM) not in before
+            assert signal.getsignal(signal.SIGTERM) == mine
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert requested()
 
-    assert run_command(main) == 0
-    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)] == before
-    assert run_command(lambda: os.kill(os.getpid(), signal.SIGUSR1)) == EXIT_REQUEUE
-    assert not requested()
-    stop_if_requested()
+    for _ in range(2):
+        assert run_command(main) == EXIT_REQUEUE
+        assert not requested()
+        stop_if_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not requested()
 
 
 def test_without_a_listener_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,15 @@ def _states_of(place: Workplace, cluster: Cluster, *stages: str) -> set[str]:
     return {state for stage in stages for state in cluster.states(place.job_of(stage))}
 
 
+def _wait_for_line(place: Workplace, cluster: Cluster, text: str, times: int) -> None:
+    """Until the jobs of the teacher of fold 0 have printed a text so many times."""
+
+    def printed() -> str:
+        return log_of(place, TEACHERS, 0)
+
+    eventually(lambda: printed().count(text) == times, 200, f"{times} × {text!r}", lambda: cluster.shown() + printed())
+
+
 @pytest.mark.fault
 def test_a_cancelled_task_is_not_resurrected_and_resume_goes_on_from_its_checkpoint(
     long_ready: Workplace, long_undisturbed: Workplace, cluster: Cluster
@@ -100,21 +109,11 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(
     undo(place, TEACHERS, 0)
     allowed = 2
     job = _submit(place, TEACHERS, MAX_REQUEUES=str(allowed))
-    for start in range(allowed + 1):
-        eventually(
-            lambda start=start: log_of(place, TEACHERS, 0).count("train teachers") == start + 1,  # type: ignore[misc]
-            200,
-            f"start {start + 1} of the job",
-            lambda: cluster.shown() + log_of(place, TEACHERS, 0),
-        )
+    for start in range(1, allowed + 2):
+        _wait_for_line(place, cluster, "train.csv: 160 rows read", start)  # before the models' libraries are imported
         cluster.command("scancel", "--batch", "--signal=USR1", f"{job}_0")
-        eventually(
-            lambda start=start: log_of(place, TEACHERS, 0).count(f"exit code {EXIT_REQUEUE}") == start + 1,  # type: ignore[misc]
-            200,
-            f"end {start + 1} of the job",
-            lambda: cluster.shown() + log_of(place, TEACHERS, 0),
-        )
-    cluster.wait(seconds=120)
+        _wait_for_line(place, cluster, f"exit code {EXIT_REQUEUE}", start)
+    cluster.wait(seconds=200)
     task = cluster.task(job, 0)
     assert (task.state, task.restarts) == ("FAILED", allowed), cluster.shown() + log_of(place, TEACHERS, 0)
     assert task.shown["ExitCode"] == f"{EXIT_REQUEUE}:0"
