@@ -23,7 +23,7 @@ done
 source "$repo/scripts/stage.sh" step4_infer_teacher_logits || { echo "error: no repository found -> submit from inside it, or export REPO_ROOT" >&2 && exit 2; }
 
 # An array task does its part of every fold if there are shards, else its own fold.
-if [ -n "$(setting INFER_TRAIN_SHARDS)" ]; then
+if [ "$(setting INFER_TRAIN_SHARDS 1)" != 1 ]; then
   export INFER_TRAIN_SHARD_ID=${INFER_TRAIN_SHARD_ID:-${SLURM_ARRAY_TASK_ID:-}}
   part task "$INFER_TRAIN_SHARD_ID"
 else
