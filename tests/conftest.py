@@ -14,6 +14,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process has one core to itself: threads would only wait
+OWN_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "data" / "sample"
@@ -36,18 +37,21 @@ NO_SLURM = "NO SLURM WAS TESTED"
 
 
 @pytest.fixture(autouse=True)
-def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings that a developer has exported must not reach the tests."""
+def _own_settings_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings that a developer has exported must not reach the tests, nor what one test exports the next."""
+    before = dict(os.environ)
     for name in list(os.environ):
         if name.startswith(OWN_PREFIXES) or name in GENERAL_SETTINGS:
             monkeypatch.delenv(name)
+    yield
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
 def _own_core_only() -> None:
     """Work that takes all cores (a merge's check) must not leave later tests with sums unlike their subprocesses'."""
     if os.environ.get("PYTEST_XDIST_WORKER") and (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_threads(OWN_THREADS)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -60,6 +60,9 @@ def submit_plan(plan: Plan, record: RunRecord, *, already: Mapping[str, Sequence
         script = root / one.stage.script
         try:
             job_id = slurm.submit(options, script, environment=environment | dict(one.environment), cwd=root)
+        except slurm.SubmissionError as error:
+            _undo(one, submitted)
+            raise _with_own_options(error, one, variables) from error
         except (ArenaError, KeyboardInterrupt):
             _undo(one, submitted)
             raise
@@ -154,6 +157,13 @@ def refuse_active(record: RunRecord) -> None:
             f"`./pipeline.sh status {run}` shows them, `./pipeline.sh cancel {run}` ends them, "
             f"`./pipeline.sh resume {run}` adds what is missing; or choose another RUN"
         )
+
+
+def _with_own_options(error: SettingsError, at: StagePlan, variables: Mapping[str, str]) -> SettingsError:
+    """The same error, with the options that the user gave: they beat the settings that it names."""
+    names = ("PIPELINE_SBATCH", at.stage.sbatch_variable)
+    given = [f"{name}={variables[name]}" for name in names if variables.get(name)]
+    return slurm.SubmissionError(f"{error}; what beats that: {', '.join(given)}") if given else error
 
 
 def _undo(at: StagePlan, submitted: Collection[SubmittedJob]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,22 @@ def _wait_for_line(place: Workplace, cluster: Cluster, text: str, times: int) ->
         return log_of(place, TEACHERS, 0)
 
     eventually(lambda: printed().count(text) == times, 200, f"{times} × {text!r}", lambda: cluster.shown() + printed())
+
+
+@pytest.mark.slow
+def test_cancel_ends_this_run_and_nothing_else(place: Workplace, cluster: Cluster, tmp_path: Path) -> None:
+    other = cluster.command("sbatch", "--parsable", f"--output={tmp_path}/%j.out", "--wrap=sleep 600").strip()
+    done = place.pipeline("--slurm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = [job["job_id"] for job in place.submitted()]
+    eventually(lambda: "RUNNING" in cluster.states(jobs[0]), 60, "the start of step 1", cluster.shown)
+    done = place.pipeline("cancel", RUN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cluster.wait(*jobs, seconds=120)
+    assert set(cluster.states(*jobs)) <= {"CANCELLED", "COMPLETED"}, cluster.shown()
+    assert {job.restarts for job in cluster.jobs(*jobs)} == {0}
+    assert cluster.states(other) == ["RUNNING"]
+    assert "cancelled" in {line["state"] for line in place.status().values()}
 
 
 @pytest.mark.fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from arena_distill.data.loading import load_test
 from arena_distill.evaluation.submission import read_submission
 from tests.slurm.cluster import Cluster
+from tests.slurm.faults import STUDENTS, undo
 from tests.slurm.workplace import N_FOLDS, RUN, SMALL_JOB, Workplace
 
 
@@ -58,7 +60,7 @@ def test_the_job_of_one_fold_distils_calibrates_and_predicts(ready: Workplace, c
 
 @pytest.mark.fault
 def test_an_array_over_folds_trains_each_of_them(ready: Workplace, cluster: Cluster, undisturbed: Workplace) -> None:
-    ready.remove(f"model_save/{RUN}/distilled_small_fold_*")
+    undo(ready, STUDENTS, 0, 1)
     job = ready.sbatch("step5_distill_student.sh", f"--array=0-{N_FOLDS - 1}")
     _complete(cluster, ready, job)
     for fold in range(N_FOLDS):
@@ -68,8 +70,21 @@ def test_an_array_over_folds_trains_each_of_them(ready: Workplace, cluster: Clus
 
 
 @pytest.mark.fault
+def test_an_array_over_shards_scores_every_row_once(ready: Workplace, cluster: Cluster, undisturbed: Workplace) -> None:
+    shutil.rmtree(ready.models / "teacher_logits")
+    job = ready.sbatch("step4_infer_teacher_logits.sh", "--array=0-1", INFER_TRAIN_SHARDS="2")
+    _complete(cluster, ready, job)
+    for fold in range(N_FOLDS):
+        file = Path("model_save", RUN, "teacher_logits", f"small-llama_fold_{fold}", f"teacher_logits_fold_{fold}.npy")
+        found, expected = (np.load(place.root / file) for place in (ready, undisturbed))
+        assert np.isfinite(expected).all(axis=1).sum() == 80
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert (ready.models / "teacher_logits" / "oof_probs.parquet").is_file()
+
+
+@pytest.mark.fault
 def test_the_same_job_twice_at_once_trains_once(ready: Workplace, cluster: Cluster) -> None:
-    ready.remove(f"model_save/{RUN}/distilled_small_fold_0")
+    undo(ready, STUDENTS, 0)
     jobs = [ready.sbatch("step5_distill_student.sh", FOLD="0") for _ in range(2)]
     cluster.wait(*jobs)
     assert "COMPLETED" in cluster.states(*jobs)
@@ -98,7 +113,7 @@ def test_all_folds_are_an_array_and_the_weighted_ensemble_comes_after_them(ready
 
 @pytest.mark.fault
 def test_the_ensemble_of_folds_that_failed_is_cancelled(ready: Workplace, cluster: Cluster) -> None:
-    ready.remove(f"sub/{RUN}_final_ensemble*")
+    undo(ready, STUDENTS)
     done = ready.run("bash", "distill_all_folds.sh", "--distill-teachers", "nowhere/*.npy", **SMALL_JOB)
     assert done.returncode == 0, done.stdout + done.stderr
     cluster.wait()

@@ -26,8 +26,8 @@ def _assert_refused(done: Done, cluster: Cluster, place: Workplace, *words: str)
         ({"SBATCH_MEM_PER_NODE": "900G"}, ["SBATCH_MEM_PER_NODE"]),
         ({"SBATCH_TIMELIMIT": "30-00:00:00"}, ["SBATCH_TIMELIMIT"]),
         ({"CPUS_PER_TASK": "500"}, ["CPUS_PER_TASK"]),
-        ({"PIPELINE_SBATCH": "--constraint=quantum"}, ["PIPELINE_SBATCH"]),
-        ({"STEP7_SBATCH": "--partition=elsewhere"}, ["STEP7_SBATCH"]),
+        ({"PIPELINE_SBATCH": "--constraint=quantum"}, ["PIPELINE_SBATCH=--constraint=quantum"]),
+        ({"STEP7_SBATCH": "--partition=elsewhere"}, ["step7", "STEP7_SBATCH=--partition=elsewhere"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -35,6 +35,11 @@ def test_a_refused_option_is_named(
     variables: dict[str, str], words: list[str], place: Workplace, cluster: Cluster
 ) -> None:
     _assert_refused(place.pipeline("--slurm", **variables), cluster, place, *words)
+
+
+def test_what_the_site_says_counts(place: Workplace, cluster: Cluster) -> None:
+    (place.root / "conf" / "cluster.sh").write_text("export SBATCH_PARTITION=ours\n", "utf-8")
+    _assert_refused(place.pipeline("--slurm"), cluster, place, "SBATCH_PARTITION=ours")
 
 
 def test_a_cluster_without_gres_is_told_to_ask_for_none(

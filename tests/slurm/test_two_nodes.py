@@ -24,7 +24,7 @@ def test_two_nodes_train_what_one_process_trains(ready: Workplace, cluster: Clus
         variables = {
             "TEACHER_FOLDS": "0",
             "TEACHER_PER_DEVICE_BS": str(8 // nodes),
-            "TEACHER_MAX_STEPS": "12",
+            "TEACHER_MAX_STEPS": "60",
             "TEACHER_LORA_DROPOUT": "0",
         }
         jobs[nodes] = place.sbatch(f"{TEACHERS}.sh", f"--nodes={nodes}", "--ntasks-per-node=1", **variables)
@@ -36,7 +36,7 @@ def test_two_nodes_train_what_one_process_trains(ready: Workplace, cluster: Clus
     first, second = losses(one), losses(two)
     assert len(first) >= 4
     assert max(first) - min(first) > 1e-3, "nothing changes: the curves would agree whatever happened"
-    np.testing.assert_allclose(second, first, rtol=1e-4)
+    np.testing.assert_allclose(second, first, rtol=1e-5)
     weights, others = (load_file(directory / "adapter_model.safetensors") for directory in (one, two))
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
