@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process has one core to itself: threads would only wait
 OWN_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for what it starts in the background,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a script so started could not be interrupted
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "data" / "sample"
