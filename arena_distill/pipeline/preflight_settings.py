@@ -22,7 +22,6 @@ SETTINGS = Topic("settings", EXIT_BAD_SETTINGS)
 _NOT_IN_A_PROFILE = ("FOLD", "INFER_TRAIN_SHARD_ID")
 _OF_THE_PIPELINE = ("SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_JOB_NAME", "SBATCH_WAIT")
 _WHOLE_NUMBERS = ("TINY_PRETRAIN_EPOCHS", "PROCESSES_PER_NODE", "MAX_REQUEUES", "GRACE")
-_YES_OR_NO = ("1", "true", "yes", "0", "false", "no")
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,6 @@ def read_script_settings(chain: Chain) -> Iterator[Finding]:
         value = chain.variables.get(name, "")
         if value and not (value.isascii() and value.isdecimal()):
             yield SETTINGS.fix(name, f"{value!r} is no whole number", "give 0 or more, or leave it out")
-    weighted = chain.variables.get("USE_WEIGHTED", "")
-    if weighted and weighted not in _YES_OR_NO:
-        yield SETTINGS.fix("USE_WEIGHTED", f"{weighted!r} is neither yes nor no", "set it to 1 or 0")
 
 
 def settings_classes(stage: Stage) -> list[type[StageSettings]]:

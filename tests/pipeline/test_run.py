@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_reproduce_sh_passes_shellcheck(profile: Path, tmp_path: Path) -> None:
     told = {"PROFILE": profile, "OUTPUT_DIR": tmp_path / "it's here", "RUN": "x"}
     assert pipeline("--from", "2", "--to", "2", cwd=tmp_path, **told).returncode == 0
     script = tmp_path / "it's here" / "model_save" / "x" / "reproduce.sh"
-    checked = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    checked = subprocess.run([Path(sys.executable).with_name("shellcheck"), script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 

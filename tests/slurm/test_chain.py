@@ -26,12 +26,14 @@ class Submitted:
     cluster: Cluster
     answers: tuple[Done, Done]
     while_it_ran: Done
+    job_ids: set[str]  # of all jobs that there were since the two began
 
 
 @pytest.fixture(scope="module")
 def chain(fresh: Workplace, _cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
     place = fresh.copy(tmp_path_factory.mktemp("chain") / "repository", _cluster)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
+    before = {job.shown["JobId"] for job in _cluster.jobs()}  # other tests use the same cluster
     both = [
         subprocess.Popen(
             [str(place.root / "pipeline.sh"), "--slurm"],
@@ -46,7 +48,8 @@ def chain(fresh: Workplace, _cluster: Cluster, tmp_path_factory: pytest.TempPath
     answers = [subprocess.CompletedProcess("", p.returncode, *out) for p, out in [(p, p.communicate()) for p in both]]
     again = place.pipeline("--slurm")
     _cluster.wait(seconds=900)
-    return Submitted(place, _cluster, (answers[0], answers[1]), again)
+    job_ids = {job.shown["JobId"] for job in _cluster.jobs()} - before
+    return Submitted(place, _cluster, (answers[0], answers[1]), again, job_ids)
 
 
 @pytest.mark.slow
@@ -80,7 +83,8 @@ def test_of_two_who_submit_the_same_run_at_once_one_is_refused(chain: Submitted)
         assert done.returncode != 0
         assert f"./pipeline.sh status {RUN}" in done.stderr and f"./pipeline.sh cancel {RUN}" in done.stderr
     assert [job["stage"] for job in chain.place.submitted()] == list(STAGES)
-    assert len(chain.cluster.jobs()) == len(chain.cluster.jobs(*(job["job_id"] for job in chain.place.submitted())))
+    ours = chain.cluster.jobs(*(job["job_id"] for job in chain.place.submitted()))
+    assert {job.shown["JobId"] for job in ours} == chain.job_ids
 
 
 @pytest.mark.slow
