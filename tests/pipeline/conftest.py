@@ -12,13 +12,13 @@ from tests.pipeline.small_run import write_profile
 
 
 @pytest.fixture(autouse=True)
-def _environment_of_its_own() -> Iterator[None]:
+def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a developer has exported must not reach the tests, nor what one test's command line says the next."""
     from arena_distill.runtime.settings import known_variables
 
     before = dict(os.environ)
     for name in (*known_variables(), "OMP_NUM_THREADS"):
-        os.environ.pop(name, None)
+        monkeypatch.delenv(name, raising=False)  # by it, which has the last word, and forgets what it did not see go
     yield
     os.environ.clear()
     os.environ.update(before)
