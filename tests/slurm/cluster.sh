@@ -10,7 +10,7 @@ set -euo pipefail
 : "${CLUSTER_NODES:=2}" "${CLUSTER_CPUS:=8}" "${CLUSTER_MEMORY_MB:=8000}" # of each node, however few there are
 : "${CLUSTER_GRES=gpu:1}"        # of each node, for scheduling only; empty: a cluster that knows no gres
 : "${CLUSTER_PREEMPTION:=0}"     # 1: jobs of a second partition, urgent, requeue those of main
-: "${CLUSTER_GRACE:=20}"         # seconds that a preempted job has between the signal and its end
+: "${CLUSTER_GRACE:=1}"          # seconds that a preempted job runs on before Slurm signals its script and takes its nodes
 : "${CLUSTER_JOB_REQUEUE:=1}"    # may jobs be requeued that say nothing about it
 : "${CLUSTER_KILL_WAIT:=5}"      # seconds between SIGTERM and SIGKILL at the end of a job's time
 : "${CLUSTER_CRED_EXPIRE:=5}"    # seconds that a requeued job waits at least; 5 is the least that Slurm takes
