@@ -74,7 +74,7 @@ def _starts(job_id: str, cluster: Cluster) -> bool:
     if cluster.states(job_id) != ["PENDING"]:
         return True
     for nice in (1, 0):
-        cluster.command("scontrol", "update", f"JobId={job_id}", f"Nice={nice}", check=False)  # it may just have started
+        cluster.command("scontrol", "update", f"JobId={job_id}", f"Nice={nice}", check=False)  # may have started
     return False
 
 
