@@ -14,19 +14,23 @@ log() { printf '%s %s: %s\n' "$(date '+%F %T')" "$stage_name$stage_part" "$*"; }
 refuse() { echo "error: $*" >&2 && exit 2; } # what is wrong -> what to do
 
 if [ -f conf/cluster.sh ]; then # modules, VENV_DIR, caches, scratch: this site's own
-  set +eu                       # module and conda bear neither
+  bash -n conf/cluster.sh || refuse "conf/cluster.sh is no valid bash, and without it jobs would run as if there were none -> mend it"
+  trap 'echo "error: conf/cluster.sh ends whatever reads it -> remove the exit in it" >&2' EXIT
+  set +eu # module and conda bear neither
   # shellcheck source=/dev/null
   source conf/cluster.sh
   set -eu
+  trap - EXIT
 fi
 
 # glibc gives large blocks back to the kernel and fetches fresh pages for the next step: a quarter of the time on a CPU.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4294967296} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
 
+given=${VENV_DIR:-}
 VENV_DIR=${VENV_DIR:-$REPO_ROOT/.venv}
 if [ -x "$VENV_DIR/bin/python" ]; then
   export PATH=$VENV_DIR/bin:$PATH
-elif ! python -c 'import arena_distill' 2>/dev/null; then
+elif [ -n "$given" ] || ! (cd / && python -c 'import arena_distill' 2>/dev/null); then # here it would find the sources
   refuse "no environment at $VENV_DIR -> run 'make setup', or set VENV_DIR in conf/cluster.sh"
 fi
 

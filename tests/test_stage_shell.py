@@ -454,6 +454,35 @@ def test_after_the_sites_own_script_a_failure_still_ends_the_stage(site: Site) -
     assert code == 1 and "one.py" not in printed
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("export SBATCH_ACCOUNT=(\n", "is no valid bash"),
+        ("module() { exit 1; }\nmodule load x\n", "ends whatever reads it"),
+    ],
+    ids=["no bash", "exit"],
+)
+def test_a_sites_own_script_that_is_broken_is_named_and_nothing_runs(site: Site, text: str, said: str) -> None:
+    (site.root / "conf" / "cluster.sh").write_text(text, "utf-8")
+    code, printed = site.run(site.script("work one.py"))
+    assert code != 0 and "one.py" not in printed
+    assert f"conf/cluster.sh {said}" in printed
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["VENV_DIR", "no environment"])
+def test_without_an_environment_it_says_how_to_make_one(site: Site, given: bool, tmp_path: Path) -> None:
+    """Though the sources lie in the directory where it runs."""
+    (site.root / "arena_distill").mkdir()
+    (site.root / "arena_distill" / "__init__.py").touch()
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    (bare / "python").symlink_to("/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable)
+    variables = {"VENV_DIR": "/nowhere" if given else "", "PATH": f"{bare}:/usr/bin:/bin", "PYTHONPATH": ""}
+    code, printed = site.run(site.script("work one.py"), **variables)
+    assert code == EXIT_BAD_SETTINGS
+    assert f"no environment at {'/nowhere' if given else site.root / '.venv'} -> run 'make setup'" in printed
+
+
 def test_the_template_for_a_site_is_a_shell_script_without_effect() -> None:
     template = REPOSITORY / "conf" / "cluster.sh.example"
     done = subprocess.run(["bash", "-c", f"source '{template}' && env -0"], env={}, capture_output=True, check=True)

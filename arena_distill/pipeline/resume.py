@@ -60,7 +60,8 @@ def resume(settings: PipelineSettings, argv: Sequence[str]) -> int:
             slurm.cancel([_name(one.key) for one in in_vain])
         if not rest.stages:
             said = f"nothing to add: the {len(going_on)} that are queued or running are all that is missing"
-            print(said if going_on else "nothing left to do: all is complete")
+            steps = ", ".join(map(str, settings.numbers))
+            print(said if going_on else f"nothing left to do: all is complete that this run comprises (steps {steps})")
             return 0
         if going_on:
             print(f"left as they are: {len(going_on)} that are queued or running")

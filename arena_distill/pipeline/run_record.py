@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arena_distill.runtime.artifacts import write_atomically
 from arena_distill.runtime.errors import ArenaError, InputError
@@ -22,6 +22,7 @@ from arena_distill.runtime.errors import ArenaError, InputError
 DIRECTORY = "pipeline"
 JOBS_FILE, LOCAL_FILE, SETTINGS_FILE, PROFILE_COPY = "jobs.jsonl", "local.jsonl", "run.json", "profile.env"
 LOCK_FILE, HOLDER_FILE = "lock", "holder.json"
+Entry = TypeVar("Entry", "SubmittedJob", "LocalTask")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class RunRecord:
 
     def jobs(self) -> list[SubmittedJob]:
         """Everything ever submitted for this run, oldest first."""
-        return [SubmittedJob(**line) for line in _lines(self.directory / JOBS_FILE)]
+        return _entries(self.directory / JOBS_FILE, SubmittedJob)
 
     def add(self, job: SubmittedJob) -> None:
         """Note a submitted job, before anything else can fail."""
@@ -108,8 +109,7 @@ class RunRecord:
     def local_tasks(self) -> list[LocalTask]:
         """Every task that ever ran on this machine, in the order of starting; one that ended is there once."""
         latest: dict[tuple[str, int | None, str, int], LocalTask] = {}
-        for line in _lines(self.directory / LOCAL_FILE):
-            task = LocalTask(**line)
+        for task in _entries(self.directory / LOCAL_FILE, LocalTask):
             latest[task.stage, task.task, task.started, task.pid] = task
         return list(latest.values())
 
@@ -125,7 +125,10 @@ class RunRecord:
         try:
             return RunSettingsRecord(**json.loads(path.read_text("utf-8")))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: not a whole record ({error}) -> start the run again: ./pipeline.sh") from error
+            raise InputError(
+                f"{path}: not a whole record ({error}) -> remove this file, then start the run again with the settings "
+                "that it had (./pipeline.sh …): what is complete is kept"
+            ) from error
 
     def write_settings(self, settings: RunSettingsRecord) -> None:
         """Replace what the run was told."""
@@ -210,15 +213,23 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; the last may be one that is being written, or was cut off by a full disk."""
-    if not path.is_file():
-        return
-    for line in path.read_text("utf-8").splitlines():
+def _entries(path: Path, kind: type[Entry]) -> list[Entry]:
+    """What the whole lines of a file say; the last may be one that is being written, or was cut off by a full disk.
+
+    Raises:
+        InputError: a line is whole, and says something else.
+    """
+    entries = []
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines() if path.is_file() else (), 1):
         try:
-            yield dict(json.loads(line))
+            fields = json.loads(line)
         except ValueError:
             continue
+        try:
+            entries.append(kind(**fields))
+        except TypeError as error:
+            raise InputError(f"{path}, line {number}: is none of ours ({error}) -> remove this line") from error
+    return entries
 
 
 def _alive(pid: int) -> bool:

@@ -53,7 +53,9 @@ class PipelineSettings(RunSettings):
         "all", description="folds of steps 3 to 5: all, or numbers such as 0,1"
     )
     pipeline_families: Annotated[str, AfterValidator(_families)] = Field(
-        "", description="teachers' families, comma list of llama, qwen, gemma; default: as RUN_STAGE and SKIP_… say"
+        "",
+        description="teachers' families, comma list of llama, qwen, gemma; default: as RUN_STAGE and SKIP_… say; an "
+        "encoder (ENCODER_FT_BASE) is a teacher besides",
     )
     pipeline_dry_run: bool = Field(False, description="say what would be done; with --slurm ask sbatch --test-only")
     pipeline_jobs: int = Field(

@@ -319,16 +319,18 @@ def locked(output: Path, wait_seconds: float = 0) -> Iterator[None]:
 def _acquire(lock: FileLock, output: Path, wait_seconds: float) -> None:
     from filelock import Timeout
 
-    if not was_restarted():
-        lock.acquire(timeout=wait_seconds)
-        return
-    wait_seconds = max(wait_seconds, RESTARTED_WAIT_SECONDS)
+    former_self = ""
+    if was_restarted():
+        wait_seconds = max(wait_seconds, RESTARTED_WAIT_SECONDS)
+        former_self = ", perhaps this job's former self, which is ending"
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not wait_seconds:
+            raise
         print(
-            f"{output}: another process is writing it, perhaps this job's former self, which is ending -> waiting for "
-            f"it, up to {wait_seconds:.0f} s"
+            f"{output}: another process is writing it{former_self} -> waiting for it, up to {wait_seconds:.0f} s",
+            flush=True,
         )
         lock.acquire(timeout=wait_seconds)
 

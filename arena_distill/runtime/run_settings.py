@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from arena_distill.runtime.settings import StageSettings
+
+_TAKEN = ("pipeline", "tiny", "teacher_logits")  # directories of the run without a name
+
+
+def _run_name(name: str) -> str:
+    if name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ValueError(
+            f"{name!r}: a name has letters, digits, '_', '.' and '-', and begins with none of the last two"
+        )
+    if name in _TAKEN:
+        raise ValueError(f"model_save/{name} is where runs without a name keep something else: choose another name")
+    return name
 
 
 class RunSettings(StageSettings):
     """One run: ``RUN=name`` keeps its outputs apart from those of every other."""
 
     output_dir: Path = Field(Path(), description="data/, model_save/ and sub/ are made here")
-    run: str = Field(
-        "",
-        pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$",
-        description="run name: outputs go to model_save/RUN/ and sub/RUN_*",
+    run: Annotated[str, AfterValidator(_run_name)] = Field(
+        "", description="run name: outputs go to model_save/RUN/ and sub/RUN_*"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="of splits and folds, shuffling, initialisation and dropout")
     force: bool = Field(False, description="do it again even if an up-to-date output is there")

@@ -18,12 +18,13 @@ from arena_distill.data.records import Rows
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.tiny import DECODERS, TinySize, families, make_tiny_model
 from arena_distill.runtime import heartbeat
-from arena_distill.runtime.artifacts import publish, recover, require_replaceable, write_manifest
+from arena_distill.runtime.artifacts import locked, publish, recover, require_replaceable, write_manifest
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.runtime.interruption import checkpointing
 from arena_distill.runtime.job import Job
 
 STAGE = "make_tiny_models"
+_MAKING_SECONDS = 3600  # that another run may take to make what we need, and then need not make
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,6 @@ def make_tiny_checkpoints(order: TinyOrder) -> None:
     waiting = []
     for family, hidden in order.chosen:
         job = order.job(family, hidden)
-        recover(job.final)
         require_replaceable(job.final, STAGE)
         if job.is_up_to_date():
             print(f"{job.final}: up to date")
@@ -133,6 +133,15 @@ def _make(order: TinyOrder, job: Job, rows: Rows, threads: int = 0) -> None:
 
         torch.set_num_threads(threads)
         quiet_libraries()
+    with locked(job.final, wait_seconds=_MAKING_SECONDS):
+        recover(job.final)
+        if job.is_up_to_date():
+            print(f"{job.final}: made by another job meanwhile")
+        else:
+            _make_alone(order, job, rows)
+
+
+def _make_alone(order: TinyOrder, job: Job, rows: Rows) -> None:
     started = time.time()
     shutil.rmtree(job.partial, ignore_errors=True)
     directory = job.partial / "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,17 @@ def test_every_path_of_the_table_is_known_for_a_run() -> None:
     assert known["model_save/NAME_fold_K_lora"] == ["/o/model_save/x/{tiny-llama,tiny-bert}_fold_{0,1}_lora"]
     assert known["model_save/distilled_gemma2-9b_fold_K"] == ["/o/model_save/x/distilled_tiny-gemma2_fold_{0,1}"]
     assert known["sub/RUN_final_submission.csv"] == ["/o/sub/x_final_submission.csv"]
+
+
+def test_a_misspelt_variable_for_sbatch_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_TIMELIMTI", "1")
+    monkeypatch.setenv("STEP3_SBATHC", "--nice")
+    monkeypatch.setenv("SBATCH_OF_THE_SITE", "1")
+    said = [note for note in planned("--profile", "tiny").notes if "did you mean" in note]
+    assert [re.findall(r"[A-Z0-9]+_[A-Z_]+", note) for note in said] == [
+        ["SBATCH_TIMELIMTI", "SBATCH_TIMELIMIT"],
+        ["STEP3_SBATHC", "STEP3_SBATCH"],
+    ]
 
 
 def test_jobs_get_the_whole_environment_whatever_sbatch_is_told_by_it(monkeypatch: pytest.MonkeyPatch) -> None:

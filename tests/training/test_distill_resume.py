@@ -24,7 +24,7 @@ from arena_distill.training import distill as distill_module
 from arena_distill.training import student_fit
 from arena_distill.training.resumable import train_resumably
 from arena_distill.training.trainer import is_finished
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, is_json
 from tests.training.distill_runs import (
     ADAPTER,
     NAME,
@@ -133,7 +133,7 @@ def test_after_sigkill_the_same_command_goes_on_and_ends_with_the_same_bytes(
 def _last_step(output: Path) -> int:
     """Step of the newest checkpoint that is whole; 0 if there is none."""
     found = (output / "model_save").glob(f".{NAME_FOLD}.partial-*/training/checkpoint-*/trainer_state.json")
-    return max((int(path.parent.name.rpartition("-")[2]) for path in found), default=0)
+    return max((int(path.parent.name.rpartition("-")[2]) for path in found if is_json(path)), default=0)
 
 
 class Killed(BaseException):
