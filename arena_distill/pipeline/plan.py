@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from arena_distill.pipeline.settings import PipelineSettings
-from arena_distill.pipeline.variables import environment_of, settled
+from arena_distill.pipeline.variables import environment_of, settled, unread
 from arena_distill.runtime.errors import SettingsError
-from arena_distill.runtime.settings import known_variables, parse_settings
+from arena_distill.runtime.settings import parse_settings
 from arena_distill.runtime.stages import DISTILL_STUDENT, INFER_TEACHER_LOGITS, POST_PRETRAIN, STAGES, FanOut, Stage
 
 _FOLD, _SHARD = "FOLD", "INFER_TRAIN_SHARD_ID"
@@ -221,15 +219,6 @@ def _notes(settings: PipelineSettings) -> list[str]:
             f"SBATCH_EXPORT={os.environ['SBATCH_EXPORT']} is not used: the stages need the whole environment "
             "(--export=ALL)"
         )
-    notes += [f"{name} is nothing that we or sbatch know -> did you mean {near}?" for name, near in _misspelt()]
+    misspelt = [(name, near) for name, near in unread(os.environ) if near]
+    notes += [f"{name} is nothing that we or sbatch know -> did you mean {near}?" for name, near in misspelt]
     return notes
-
-
-def _misspelt() -> list[tuple[str, str]]:
-    """Variables for sbatch and for single steps that nobody reads, each with the name that it is close to."""
-    known = known_variables()
-    pairs = []
-    for name in sorted(os.environ):
-        if re.match(r"SBATCH_|STEP\d_", name) and name not in known:
-            pairs += [(name, near) for near in difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)]
-    return pairs

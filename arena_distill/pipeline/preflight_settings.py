@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from arena_distill.pipeline.preflight_chain import Chain, steps
 from arena_distill.pipeline.preflight_finding import Finding, Topic
-from arena_distill.pipeline.variables import environment_of
+from arena_distill.pipeline.variables import environment_of, unread
 from arena_distill.runtime.errors import EXIT_BAD_SETTINGS, SECRET_VARIABLES, SettingsError
 from arena_distill.runtime.settings import PROFILE_VARIABLE, StageSettings, known_variables, profile_entries
-from arena_distill.runtime.stages import INFER_TEACHER_LOGITS, SBATCH_VARIABLES, STAGES, Stage
+from arena_distill.runtime.stages import INFER_TEACHER_LOGITS, STAGES, Stage
 
 SETTINGS = Topic("settings", EXIT_BAD_SETTINGS)
 
@@ -121,8 +121,8 @@ def _unknown(name: str, where: str, known: Iterable[str]) -> Finding:
 
 
 def _odd_sbatch(environment: Mapping[str, str]) -> Iterator[Finding]:
-    for name in sorted(environment):
-        if not name.startswith("SBATCH_") or not environment[name] or name in SBATCH_VARIABLES:
+    for name, near in unread(environment):
+        if not name.startswith("SBATCH_"):
             continue
         if name in _OF_THE_PIPELINE:
             yield SETTINGS.warning(
@@ -130,8 +130,7 @@ def _odd_sbatch(environment: Mapping[str, str]) -> Iterator[Finding]:
                 "unset it, so that a stage submitted by hand is not changed by it either",
             )  # fmt: skip
         else:
-            near = difflib.get_close_matches(name, SBATCH_VARIABLES, n=1, cutoff=0.7)
-            advice = f"did you mean {near[0]}?" if near else "check its name in the manual of sbatch"
+            advice = f"did you mean {near}?" if near else "check its name in the manual of sbatch"
             yield SETTINGS.warning(name, "sbatch 22.05 knows no such variable, and would not tell", advice)
 
 

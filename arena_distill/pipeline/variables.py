@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,14 @@ def own(environment: Mapping[str, str]) -> dict[str, str]:
     """What of an environment is a setting of ours, without secrets; sorted by name."""
     known = known_variables() - set(SECRET_VARIABLES)
     return {name: value for name, value in sorted(environment.items()) if value and name.upper() in known}
+
+
+def unread(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables for sbatch or for a single step that nobody reads, each with the name that it is close to, or none."""
+    known = known_variables()
+    odd = [name for name, value in environment.items() if value and re.match(r"SBATCH_|STEP\d_", name)]
+    odd = [name for name in sorted(odd) if name not in known]
+    return [(name, next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)), "")) for name in odd]
 
 
 def for_stages(environment: Mapping[str, str]) -> dict[str, str]:
