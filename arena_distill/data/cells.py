@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
+from arena_distill.data.buffers import bytes_of, first_bytes
 from arena_distill.data.raw import is_text, valid_utf8
 from arena_distill.data.summary import LoadSummary
 from arena_distill.runtime.errors import DataError
@@ -37,16 +38,28 @@ RAW_CONTROL = "unescaped line break or tab inside a JSON string accepted"
 _LIST = r'(?s)^\s*\[\s*(?:["\'\]]|null|None|(?:true|false|True|False|NaN|-?\d[\d.eE+-]*)\s*(?:,.*)?\]\s*$)'
 
 
+SMALL_PIECE = 256  # cells: so many, if one of them takes care, are parsed one by one
+
 ESCAPED_NUL = re.compile(rb"\\u0000")
 NULL_ROW = re.compile(rb"\}\s*null")  # a null after an object, where Arrow 26 would end the process
 
 
 class TextColumn:
-    """Reads one text column of one file, batch after batch."""
+    """Reads one text column of one file, batch after batch.
 
-    def __init__(self, file: Path, name: str, summary: LoadSummary) -> None:
+    Args:
+        file: for errors.
+        name: of the column.
+        summary: where repairs are counted.
+        holds_lists: whether string cells are JSON lists; None until the first non-empty cell tells.
+        valid_strings: whether ``string`` arrays are known to be valid UTF-8.
+    """
+
+    def __init__(
+        self, file: Path, name: str, summary: LoadSummary, holds_lists: bool | None = None, valid_strings: bool = False
+    ) -> None:
         self.file, self.name, self.summary = file, name, summary
-        self.holds_lists: bool | None = None  # of string columns; unknown until the first non-empty cell
+        self.holds_lists, self.valid_strings = holds_lists, valid_strings
 
     def turns(self, column: pa.Array, rows_before: int) -> pa.ListArray:
         """The column as list<string>, one list a row; an empty or null cell is ``[null]``.
@@ -58,7 +71,9 @@ class TextColumn:
         if pa.types.is_null(kind):
             return _one_turn(pa.nulls(len(column), pa.string()))
         if is_text(kind):
-            return self._from_strings(valid_utf8(column, self.file, self.name, rows_before), rows_before)
+            if not (self.valid_strings and pa.types.is_string(kind)):
+                column = valid_utf8(column, self.file, self.name, rows_before)
+            return self._from_strings(column, rows_before)
         if _is_number(kind):
             self.summary.repaired(NOT_TEXT, len(column) - column.null_count)
             return _one_turn(column.cast(pa.string()))
@@ -95,6 +110,8 @@ class TextColumn:
             ) from error
 
     def _from_strings(self, column: pa.Array, rows_before: int) -> pa.ListArray:
+        if self.holds_lists and not column.null_count and (first_bytes(column) == ord("[")).all():
+            return self._parse(self._without_nul(column), rows_before)
         column = self._without_nul(column)
         filled = pc.fill_null(column, "")
         empty = pc.equal(pc.utf8_trim_whitespace(filled), "")
@@ -105,8 +122,17 @@ class TextColumn:
             self.holds_lists = 2 * (pc.sum(pc.match_substring_regex(filled, _LIST)).as_py() or 0) >= non_empty
         if not self.holds_lists:
             return _one_turn(pc.if_else(empty, None, column))
-        parsed = _parse_json_lists(pc.if_else(empty, "[null]", filled))
-        return parsed if parsed is not None else self._parse_one_by_one(filled, rows_before)
+        return self._parse(filled, rows_before)
+
+    def _parse(self, cells: pa.Array, rows_before: int) -> pa.ListArray:
+        """Cells of a column in list layout, vectorised but for the neighbourhood of those that take care."""
+        parsed = _parse_json_lists(cells)
+        if parsed is not None:
+            return parsed
+        if len(cells) <= SMALL_PIECE:
+            return self._parse_one_by_one(cells, rows_before)
+        half = len(cells) // 2
+        return pa.concat_arrays([self._parse(cells[:half], rows_before), self._parse(cells[half:], rows_before + half)])
 
     def _parse_one_by_one(self, column: pa.Array, rows_before: int) -> pa.ListArray:
         rows = []
@@ -124,6 +150,9 @@ class TextColumn:
         return pa.array(rows, TURNS)
 
     def _without_nul(self, texts: pa.Array) -> pa.Array:
+        data = bytes_of(texts)
+        if not len(data) or data.min():
+            return texts
         has_nul = pc.match_substring(texts, "\0")
         if count := pc.sum(has_nul).as_py():
             self.summary.repaired(NUL_BYTE, count)
@@ -228,17 +257,25 @@ def text_of(value: Any, repairs: list[str]) -> str | None:
 
 
 def _parse_json_lists(cells: pa.Array) -> pa.ListArray | None:
-    """All cells in one vectorised pass, or None where any of them is not a clean list of strings and nulls."""
-    if pc.any(pc.match_substring_regex(cells, r"^\s*[^\s\[]")).as_py():
-        return None
-    lines = pc.binary_join_element_wise('{"turns":', cells, "}\n", "")
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines), "").buffers()[2]
+    """All cells in one vectorised pass, or None where any of them is not a clean list of strings and nulls.
+
+    A blank cell counts as ``[null]``.
+    """
+    if not len(cells):
+        return pa.array([], TURNS)
+    if (first_bytes(cells) != ord("[")).any():
+        cells = pc.if_else(pc.equal(pc.utf8_trim_whitespace(cells), ""), "[null]", cells)
+        if pc.any(pc.match_substring_regex(cells, r"^\s*[^\s\[]")).as_py():
+            return None
+    whole = pa.ListArray.from_arrays(pa.array([0, len(cells)], pa.int32()), cells)
+    lines = pc.binary_join_element_wise('{"turns":', pc.binary_join(whole, '}\n{"turns":'), "}\n", "")
+    joined = lines.buffers()[2]
     if ESCAPED_NUL.search(joined) or NULL_ROW.search(joined):
         return None
     try:
         table = pa_json.read_json(
             pa.BufferReader(joined),
-            read_options=pa_json.ReadOptions(block_size=max(joined.size + 1, 64)),
+            read_options=pa_json.ReadOptions(block_size=max(joined.size + 1, 64), use_threads=False),
             parse_options=pa_json.ParseOptions(
                 explicit_schema=pa.schema([("turns", TURNS)]), unexpected_field_behavior="error"
             ),
@@ -246,7 +283,8 @@ def _parse_json_lists(cells: pa.Array) -> pa.ListArray | None:
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
     # A cell such as `["a"]}{"turns":["b"]` would make two rows; those, and bare nulls, are told apart one by one.
-    turns = table["turns"].combine_chunks()
+    chunks = table["turns"].chunks
+    turns = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     return _never_empty(turns) if len(turns) == len(cells) and not turns.null_count else None
 
 

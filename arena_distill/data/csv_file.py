@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -33,6 +34,8 @@ _END = "\x04end of file\x04"  # appended to the file as a line of its own: insid
 
 class CsvFile(RawFile):
     """A CSV file whose delimiter is a comma, tab or semicolon: whichever cuts its header into most columns."""
+
+    valid_strings = True
 
     def __init__(self, path: Path, compressed: bool, summary: LoadSummary) -> None:
         super().__init__(path)
@@ -141,6 +144,7 @@ class _Lines(io.RawIOBase):
         self.stream = stream
         self.started = self.ended = self.has_bad_bytes = False
         self._rest = b""  # of a character that the last block cut
+        self._block = bytearray()  # read into again and again: fresh memory costs as much as what is done with it
 
     def readable(self) -> bool:
         return True
@@ -156,19 +160,43 @@ class _Lines(io.RawIOBase):
 
     def _next(self, size: int) -> bytes:
         """The next block as valid UTF-8, characters whole; a byte that is none stands in it as ``_BAD_BYTE``."""
-        block = self._rest + self.stream.read(size - len(self._rest))
+        if len(self._block) < size:
+            self._block = bytearray(size)
+        block = memoryview(self._block)[:size]
+        block[: len(self._rest)] = self._rest
+        block = block[: len(self._rest) + self.stream.read_into(block[len(self._rest) :])]
         self.ended, self._rest = len(block) < size, b""
-        if block.isascii():
-            return block
-        try:
-            block.decode("utf-8")
-            return block
-        except UnicodeDecodeError:
-            decoder = codecs.getincrementaldecoder("utf-8")(_BAD_BYTE)
-            text = decoder.decode(block, final=self.ended)
-            self.has_bad_bytes |= _BAD_BYTE in text
-            self._rest = decoder.getstate()[0]
-            return text.encode("utf-8")
+        cut = 0 if self.ended else _cut_character(block)
+        whole = block[: len(block) - cut]
+        if _is_utf8(whole):
+            self._rest = bytes(block[len(whole) :])
+            return bytes(whole)
+        decoder = codecs.getincrementaldecoder("utf-8")(_BAD_BYTE)
+        text = decoder.decode(block, final=self.ended)
+        self.has_bad_bytes |= _BAD_BYTE in text
+        self._rest = decoder.getstate()[0]
+        return text.encode("utf-8")
+
+
+def _cut_character(block: memoryview) -> int:
+    """Bytes of a character at the end of ``block`` that may go on behind it; 0 to 3."""
+    for size in range(1, min(3, len(block)) + 1):
+        byte = block[-size]
+        if byte >= 0xC0:
+            return size if size < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else 0
+        if byte < 0x80:
+            break
+    return 0
+
+
+def _is_utf8(block: memoryview) -> bool:
+    """Arrow tells without building the text, and without the GIL."""
+    offsets = pa.py_buffer(np.array([0, len(block)], np.int32))
+    try:
+        pa.StringArray.from_buffers(1, offsets, pa.py_buffer(block)).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _mark_bad_bytes(error: UnicodeError) -> tuple[str, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from arena_distill.data.identity import rows_sha256
 from arena_distill.data.records import Rows
@@ -26,7 +28,7 @@ def grouped_stratified_folds(labels: np.ndarray, groups: np.ndarray, n_folds: in
 
     Args:
         labels: class index of each row, int ``[N]``.
-        groups: group key of each row, any sortable dtype, ``[N]``.
+        groups: group key of each row, numbers or texts, ``[N]``.
         n_folds: number of folds, at least 2.
         seed: of the shuffle.
 
@@ -38,14 +40,11 @@ def grouped_stratified_folds(labels: np.ndarray, groups: np.ndarray, n_folds: in
     """
     if not 2 <= n_folds <= 100:
         raise SettingsError(f"number of folds must be between 2 and 100, not {n_folds}")
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    n_groups = len(first)
+    # Numbers by first appearance, so that folds depend on the rows and not on how prompts happen to hash.
+    group = by_first_appearance(groups)
+    n_groups = int(group.max(initial=-1)) + 1
     if n_groups < n_folds:
         raise SettingsError(f"{n_folds} folds need at least as many distinct prompts, and there are {n_groups}")
-    # Group numbers by first appearance, so that folds depend on the rows and not on how prompts happen to hash.
-    rank = np.empty(n_groups, dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(n_groups)
-    group = rank[inverse]
     n_classes = int(labels.max()) + 1
     counts = np.zeros((n_groups, n_classes), dtype=np.int64)
     np.add.at(counts, (group, labels), 1)
@@ -60,9 +59,7 @@ def grouped_stratified_folds(labels: np.ndarray, groups: np.ndarray, n_folds: in
     fold_of_group = np.full(n_groups, -1, dtype=np.int8)
     fold_of_group[shuffled[by_kind[dealt]]] = place[dealt] % n_folds
 
-    loads = np.zeros((n_folds, n_classes))
-    done = fold_of_group >= 0
-    np.add.at(loads, fold_of_group[done], counts[done])
+    loads = np.array([counts[fold_of_group == fold].sum(axis=0) for fold in range(n_folds)], dtype=np.float64)
     share = 1.0 / np.maximum(counts.sum(axis=0), 1)  # a rare label weighs as much as a common one
     left = shuffled[by_kind[~dealt]]
     for index in left[np.argsort(-counts[left].sum(axis=1), kind="stable")]:
@@ -73,14 +70,24 @@ def grouped_stratified_folds(labels: np.ndarray, groups: np.ndarray, n_folds: in
     return fold_of_group[group]
 
 
+def by_first_appearance(keys: np.ndarray) -> np.ndarray:
+    """Number distinct keys from 0 in the order in which they first appear; ``[N]`` -> int64 ``[N]``."""
+    return pa.array(keys).dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
 def group_kinds(counts: np.ndarray) -> np.ndarray:
     """A number for each group, equal for groups with equal label ``counts``; int ``[G, C]`` -> int ``[G]``.
 
-    Column by column, so that the key stays below G times the largest count, which fits int64 for any real data.
+    Numbers are ordered as the counts are, the last label first. Where groups are small, as prompts' are, the numbers
+    are too, and sort in no time.
     """
-    kind = np.zeros(len(counts), dtype=np.int64)
-    for column in counts.T[::-1]:
-        kind = np.unique(kind * (column.max() + 1) + column, return_inverse=True)[1]
+    spans = [int(column.max(initial=0)) + 1 for column in counts.T]
+    small = math.prod(spans) <= np.iinfo(np.int16).max
+    kind = np.zeros(len(counts), dtype=np.int16 if small else np.int64)
+    for column, span in zip(counts.T[::-1], spans[::-1], strict=True):
+        kind = (kind * span + column).astype(kind.dtype)
+        if not small:  # so that numbers stay below G times the largest count, which fits int64 for any real data
+            kind = np.unique(kind, return_inverse=True)[1]
     return kind
 
 

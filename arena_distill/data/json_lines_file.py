@@ -24,6 +24,8 @@ _ONE_A_LINE = "each line must hold one JSON object; a JSON array goes through `j
 class JsonLinesFile(RawFile):
     """A file with one JSON object a line. Its columns are the keys of its first lines; a key may be missing."""
 
+    valid_strings = True
+
     def __init__(self, path: Path, compressed: bool, summary: LoadSummary) -> None:
         super().__init__(path)
         self.compressed = compressed

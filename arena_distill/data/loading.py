@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arena_distill.data.buffers import first_bytes
 from arena_distill.data.cells import TextColumn
 from arena_distill.data.identity import prompt_hashes, row_hashes
+from arena_distill.data.in_order import in_order
 from arena_distill.data.labels import LABEL_COLUMNS, VoteReader, hard_labels, label_columns
-from arena_distill.data.raw import RawFile, as_strings
+from arena_distill.data.raw import RawFile, as_strings, is_text
 from arena_distill.data.reading import open_raw
 from arena_distill.data.records import SCHEMA, TEXT_COLUMNS, Rows
 from arena_distill.data.summary import LoadSummary
@@ -143,38 +149,99 @@ def _names(file: RawFile) -> str:
     return ", ".join(name[:40] for name in list(file.columns)[:12]) or "no columns"
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Some rows of a file as they were read; what their reading and converting takes is counted apart."""
+
+    columns: dict[str, pa.Array]
+    rows_before: int
+    summary: LoadSummary
+
+    def __len__(self) -> int:
+        return len(self.columns["prompt"])
+
+
 def _read_rows(file: RawFile, summary: LoadSummary, labels: list[str]) -> Rows:
-    texts = {name: TextColumn(file.path, name, summary) for name in TEXT_COLUMNS}
-    reader = VoteReader(file.path, labels, summary) if labels else None
-    has_id = "id" in file.columns
-    if not has_id:
+    if "id" not in file.columns:
         summary.note("no id column: ids are row numbers")
-    wanted = [*(["id"] if has_id else []), *TEXT_COLUMNS, *labels]
-    tables = []
-    for batch in file.batches(wanted, summary):
-        columns = {name: texts[name].turns(batch[name], summary.rows_read) for name in TEXT_COLUMNS}
-        count = len(columns["prompt"])
-        votes = reader.votes(batch, summary.rows_read) if reader else np.full((count, 3), np.nan)
-        ids = _ids(batch["id"], file.path, summary.rows_read) if has_id else _row_numbers(summary.rows_read, count)
+    converter = _Converter(file, labels)
+    reading = LoadSummary(str(file.path))
+    converted = []
+    with closing(_batches(file, converter.wanted, reading)) as batches:
+        for rows, part in in_order(converter.convert, batches, alone=converter.layout_unknown):
+            converted.append(rows)
+            summary.add(part)
+    summary.add(reading)
+    _release_unused_memory()
+    table = pa.Table.from_batches(converted, SCHEMA)
+    summary.rows_used = len(table)
+    return table
+
+
+def _release_unused_memory() -> None:
+    """Give back what only the reading took: the blocks between those that are kept, which allocators hold on to."""
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc has it
+        trim(0)
+
+
+def _batches(file: RawFile, wanted: list[str], reading: LoadSummary) -> Generator[_Batch, None, None]:
+    rows_read = 0
+    for columns in file.batches(wanted, reading):
+        batch = _Batch(columns, rows_read, reading.take())
+        rows_read += len(batch)
+        yield batch
+
+
+class _Converter:
+    """Raw batches of one file to canonical rows, several at a time once the layouts of its text columns are known."""
+
+    def __init__(self, file: RawFile, labels: list[str]) -> None:
+        self.file, self.labels = file, labels
+        self.wanted = [*(["id"] if "id" in file.columns else []), *TEXT_COLUMNS, *labels]
+        self.layouts: dict[str, bool | None] = dict.fromkeys(TEXT_COLUMNS)
+
+    def layout_unknown(self, batch: _Batch) -> bool:
+        """Whether the batch may tell a layout that later ones need."""
+        return any(self.layouts[name] is None and is_text(batch.columns[name].type) for name in TEXT_COLUMNS)
+
+    def convert(self, batch: _Batch) -> tuple[pa.RecordBatch, LoadSummary]:
+        """The usable rows of a batch, and its summary."""
+        path, summary, count = self.file.path, batch.summary, len(batch)
+        texts = {}
+        for name in TEXT_COLUMNS:
+            column = TextColumn(path, name, summary, self.layouts[name], self.file.valid_strings)
+            texts[name] = column.turns(batch.columns[name], batch.rows_before)
+            self.layouts[name] = column.holds_lists
+        if self.labels:
+            votes = VoteReader(path, self.labels, summary).votes(batch.columns, batch.rows_before)
+        else:
+            votes = np.full((count, 3), np.nan)
+        if "id" in batch.columns:
+            ids = _ids(batch.columns["id"], path, batch.rows_before)
+        else:
+            ids = _row_numbers(batch.rows_before, count)
         summary.rows_read += count
-        table = _canonical(ids, columns, votes, file.path.name)
-        if labels:
-            table = _drop_unusable(table, votes, columns, summary)
-        _count_oddities(table, summary)
-        tables.append(table)
-    rows = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    summary.rows_used = len(rows)
-    return rows
+        rows = _canonical(ids, texts, votes, path.name)
+        blank = {name: _is_blank(column) for name, column in texts.items()}
+        if self.labels:
+            usable = _usable(votes, blank, summary)
+            if not usable.all():
+                rows = rows.filter(pa.array(usable))
+                blank = {name: column[usable] for name, column in blank.items()}
+        _count_oddities(rows, blank, summary)
+        return rows, summary
 
 
-def _canonical(ids: pa.Array, texts: dict[str, pa.ListArray], votes: np.ndarray, source: str) -> Rows:
+def _canonical(ids: pa.Array, texts: dict[str, pa.ListArray], votes: np.ndarray, source: str) -> pa.RecordBatch:
     count = len(ids)
     labelled = ~np.isnan(votes[:, 0])
     soft = labelled & (np.nan_to_num(votes).max(axis=1) < 1)
     label = pa.array(hard_labels(np.nan_to_num(votes)), mask=~labelled)
     target = pa.FixedSizeListArray.from_arrays(pa.array(np.nan_to_num(votes).ravel()), 3)
     target = pc.if_else(pa.array(soft), target, pa.nulls(count, target.type))
-    return pa.table(
+    return pa.RecordBatch.from_pydict(
         {
             "id": ids,
             **texts,
@@ -199,34 +266,65 @@ def _row_numbers(start: int, count: int) -> pa.Array:
 
 def _is_blank(turns: pa.ListArray) -> np.ndarray:
     """Whether a text has no turn with anything but white space, bool ``[N]``."""
-    joined = pc.binary_join(_no_nulls(turns), "")
-    return np.asarray(pc.equal(pc.utf8_trim_whitespace(joined), "").to_numpy(zero_copy_only=False))
+    values = turns.flatten()
+    first = first_bytes(values)
+    printed = (first > ord(" ")) & (first < 0x7F)  # most turns begin with a character that settles it
+    if values.null_count:
+        printed &= values.is_valid().to_numpy(zero_copy_only=False)
+    counted = np.concatenate([np.zeros(1, np.int64), np.cumsum(printed)])
+    offsets = _offsets(turns)
+    blank = counted[offsets[1:]] == counted[offsets[:-1]]
+    if blank.any():
+        joined = pc.binary_join(_no_nulls(turns.filter(pa.array(blank))), "")
+        blank[blank] = pc.equal(pc.utf8_trim_whitespace(joined), "").to_numpy(zero_copy_only=False)
+    return np.asarray(blank)
+
+
+def _offsets(turns: pa.ListArray) -> np.ndarray:
+    """Where each row begins among ``turns.flatten()``, and the last one ends, int32 ``[N + 1]``."""
+    offsets = turns.offsets.to_numpy()
+    return np.asarray(offsets - offsets[0])
 
 
 def _no_nulls(turns: pa.ListArray) -> pa.ListArray:
-    offsets = pc.subtract(turns.offsets, turns.offsets[0]).cast(pa.int32())
-    return pa.ListArray.from_arrays(offsets, pc.fill_null(turns.flatten(), ""))
+    values = turns.flatten()
+    return pa.ListArray.from_arrays(
+        pa.array(_offsets(turns)), pc.fill_null(values, "") if values.null_count else values
+    )
 
 
-def _drop_unusable(table: Rows, votes: np.ndarray, texts: dict[str, pa.ListArray], summary: LoadSummary) -> Rows:
+def _usable(votes: np.ndarray, blank: dict[str, np.ndarray], summary: LoadSummary) -> np.ndarray:
+    """Which rows have a vote and any text, bool ``[N]``; the others are counted as dropped."""
     unlabelled = np.isnan(votes[:, 0])
-    textless = np.logical_and.reduce([_is_blank(column) for column in texts.values()]) & ~unlabelled
+    textless = np.logical_and.reduce(list(blank.values())) & ~unlabelled
     summary.dropped(NO_LABEL, int(unlabelled.sum()))
     summary.dropped(NO_TEXT, int(textless.sum()))
-    drop = unlabelled | textless
-    return table.filter(pa.array(~drop)) if drop.any() else table
+    return np.asarray(~(unlabelled | textless))
 
 
-def _count_oddities(table: Rows, summary: LoadSummary) -> None:
-    for chunk in table.to_batches():
-        prompt, a, b = (chunk.column(name) for name in TEXT_COLUMNS)
-        summary.repaired(EMPTY_PROMPT, int(_is_blank(prompt).sum()))
-        summary.repaired(EMPTY_ANSWER, int((_is_blank(a) | _is_blank(b)).sum()))
-        same = pc.equal(pc.binary_join(_no_nulls(a), "\x1f"), pc.binary_join(_no_nulls(b), "\x1f"))
-        summary.repaired(IDENTICAL_ANSWERS, pc.sum(same).as_py() or 0)
-        turns = [pc.list_value_length(column) for column in (prompt, a, b)]
-        differ = pc.or_(pc.not_equal(turns[0], turns[1]), pc.not_equal(turns[0], turns[2]))
-        summary.repaired(TURNS_DIFFER, pc.sum(differ).as_py() or 0)
+def _count_oddities(rows: pa.RecordBatch, blank: dict[str, np.ndarray], summary: LoadSummary) -> None:
+    prompt, a, b = (rows.column(name) for name in TEXT_COLUMNS)
+    summary.repaired(EMPTY_PROMPT, int(blank["prompt"].sum()))
+    summary.repaired(EMPTY_ANSWER, int((blank["response_a"] | blank["response_b"]).sum()))
+    summary.repaired(IDENTICAL_ANSWERS, _count_equal(a, b))
+    turns = [np.diff(_offsets(column)) for column in (prompt, a, b)]
+    summary.repaired(TURNS_DIFFER, int(((turns[0] != turns[1]) | (turns[0] != turns[2])).sum()))
+
+
+def _count_equal(a: pa.ListArray, b: pa.ListArray) -> int:
+    """Rows that have the same text in ``a`` and ``b``, a null turn being as good as an empty one."""
+    sizes = [_joined_sizes(answers) for answers in (a, b)]
+    alike = pa.array(sizes[0] == sizes[1])  # few rows are, and those are compared
+    texts = [pc.binary_join(_no_nulls(answers.filter(alike)), "\x1f") for answers in (a, b)]
+    return pc.sum(pc.equal(*texts)).as_py() or 0
+
+
+def _joined_sizes(turns: pa.ListArray) -> np.ndarray:
+    """Bytes of the turns of each row, and as many more as there are turns, int64 ``[N]``."""
+    sizes = pc.fill_null(pc.binary_length(turns.flatten()), 0).to_numpy()
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    offsets = _offsets(turns)
+    return np.asarray(np.diff(total[offsets] + offsets))
 
 
 def _count_duplicate_ids(rows: Rows, summary: LoadSummary) -> None:

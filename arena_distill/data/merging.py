@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arena_distill.data.folds import by_first_appearance
+from arena_distill.data.in_order import in_order
 from arena_distill.data.records import EXTRA_BASE_IDX, SCHEMA, SWAPPED, Rows
 
 
@@ -47,10 +49,17 @@ def is_extra(rows: Rows) -> np.ndarray:
 
 def first_of_each_prompt(rows: Rows) -> np.ndarray:
     """Which rows are the first with their normalised prompt, bool ``[N]``. With base rows first, those win."""
-    _, first = np.unique(rows["prompt_hash"].to_numpy(), return_index=True)
-    keep = np.zeros(len(rows), dtype=bool)
-    keep[first] = True
-    return keep
+    prompt = by_first_appearance(rows["prompt_hash"].to_numpy())
+    seen = np.maximum.accumulate(prompt[:-1], dtype=prompt.dtype)
+    return np.concatenate([np.ones(min(1, len(prompt)), dtype=bool), prompt[1:] > seen])
+
+
+def keep_rows(rows: Rows, keep: np.ndarray) -> Rows:
+    """The rows where ``keep`` (bool ``[N]``) is true: ``rows.filter``, but with all cores."""
+    batches = rows.to_batches()
+    starts = np.cumsum([0, *map(len, batches)])
+    parts = ((batch, pa.array(keep[start : start + len(batch)])) for batch, start in zip(batches, starts, strict=False))
+    return pa.Table.from_batches(in_order(lambda part: part[0].filter(part[1]), parts), rows.schema)
 
 
 def shares_prompt(rows: Rows, others: Rows) -> np.ndarray:

@@ -22,6 +22,9 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class RawFile(ABC):
     """A recognised data file: its columns by normalised name, and how to stream them."""
 
+    valid_strings = False
+    """Whether every ``string`` array of a batch is known to be valid UTF-8."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header: list[str] = []  # column names as the file has them
@@ -62,7 +65,8 @@ class ByteStream:
         self.path = path
         with damage(self.path, "cannot be read to its end"):
             self._source = pa.input_stream(str(path), compression="gzip" if compressed else None)
-            start = self._read_fully(len(BYTE_ORDER_MARK))
+            first = bytearray(len(BYTE_ORDER_MARK))
+            start = bytes(first[: self._fill(memoryview(first))])
         self.has_byte_order_mark = start == BYTE_ORDER_MARK
         self._pending = b"" if self.has_byte_order_mark else start
 
@@ -74,16 +78,23 @@ class ByteStream:
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes, fewer only at the end."""
-        with damage(self.path, "cannot be read to its end"):
-            pending, self._pending = self._pending[:size], self._pending[size:]
-            return pending + self._read_fully(size - len(pending))
+        block = bytearray(size)
+        return bytes(memoryview(block)[: self.read_into(memoryview(block))])
 
-    def _read_fully(self, size: int) -> bytes:
+    def read_into(self, block: memoryview) -> int:
+        """Fill ``block``; how many bytes there were, fewer than it holds only at the end."""
+        with damage(self.path, "cannot be read to its end"):
+            pending = self._pending[: len(block)]
+            self._pending = self._pending[len(pending) :]
+            block[: len(pending)] = pending
+            return len(pending) + self._fill(block[len(pending) :])
+
+    def _fill(self, block: memoryview) -> int:
         # Into memory of our own: Arrow leaks what it sets aside for a read that fails.
-        block, filled = bytearray(size), 0
-        while filled < size and (count := self._source.readinto(memoryview(block)[filled:])):
+        filled = 0
+        while filled < len(block) and (count := self._source.readinto(block[filled:])):
             filled += count
-        return bytes(memoryview(block)[:filled])
+        return filled
 
 
 @contextmanager

@@ -32,6 +32,21 @@ class LoadSummary:
         if text not in self.notes:
             self.notes.append(text)
 
+    def add(self, part: LoadSummary) -> None:
+        """Add what was counted apart for the next rows of the file."""
+        self.rows_read += part.rows_read
+        self.drops.update(part.drops)
+        self.repairs.update(part.repairs)
+        for text in part.notes:
+            self.note(text)
+
+    def take(self) -> LoadSummary:
+        """What was counted so far, as a summary of its own; counting begins anew."""
+        taken = LoadSummary(self.file, self.rows_read, self.rows_used, self.drops, self.repairs, self.notes)
+        self.rows_read = self.rows_used = 0
+        self.drops, self.repairs, self.notes = Counter(), Counter(), []
+        return taken
+
     def as_dict(self) -> dict[str, object]:
         """For manifests."""
         return {

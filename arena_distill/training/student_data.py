@@ -14,6 +14,7 @@ from arena_distill.data.merging import (
     MergeCounts,
     first_of_each_prompt,
     is_extra,
+    keep_rows,
     merge,
     shares_prompt,
     shuffle_extra_ab,
@@ -77,13 +78,13 @@ def load_student_data(settings: StudentSettings) -> StudentData:
         train_base = _sample(train_base, settings.student_max_samples, settings.seed)
     rows = merge(train_base, [loaded.rows for loaded in extras])
     held_out = shares_prompt(rows, pa.concat_tables([calibration, holdout])) & is_extra(rows)
-    rows = rows.filter(pa.array(~held_out))
+    rows = keep_rows(rows, ~held_out)
     duplicate_base = duplicate_extra = 0
     if settings.student_dedup_by_prompt:
         keep = first_of_each_prompt(rows)
         duplicate_extra = int((~keep & is_extra(rows)).sum())
         duplicate_base = int((~keep).sum()) - duplicate_extra
-        rows = rows.filter(pa.array(keep))
+        rows = keep_rows(rows, keep)
     shuffled = 0
     if settings.student_shuffle_ab:
         rows, shuffled = shuffle_extra_ab(rows, settings.seed)
