@@ -14,7 +14,7 @@ from arena_distill.runtime.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-BLOCK_ELEMENTS = 1 << 23  # of a tensor that are worked on at a time: 32 MB in float32
+BLOCK_ELEMENTS = 1 << 21  # of a tensor that are worked on at a time: 8 MB in float32
 
 
 def count_zero_modules(adapter: LoraAdapter) -> int:
@@ -77,11 +77,15 @@ def delta_rows(pair: LoraPair, a: torch.Tensor, b: torch.Tensor, first: int, las
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First row and the one after the last of each block of a tensor of this shape; a scalar is one row."""
+    """First row and the one after the last of each block of a tensor of this shape; a scalar is one row.
+
+    The blocks are of equal size, to within a row: a product of one row left over is added up in another order.
+    """
     rows = shape[0] if shape else 1
     step = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
-    for first in range(0, rows, step):
-        yield first, min(first + step, rows)
+    blocks = math.ceil(rows / step)
+    for block in range(blocks):
+        yield rows * block // blocks, rows * (block + 1) // blocks
 
 
 def load_tensor(tensor: StoredTensor, first: int = 0, last: int | None = None) -> torch.Tensor:

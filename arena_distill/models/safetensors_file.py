@@ -23,7 +23,7 @@ DTYPE_BYTES = {
     **{"U64": 8, "I64": 8, "F64": 8, "C64": 8},
 }
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_COPY_BYTES = 1 << 24
+_COPY_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StoredTensor:
         return data
 
     def pieces(self) -> Iterator[memoryview]:
-        """All bytes in pieces of at most 16 MiB; each piece is overwritten by the next."""
+        """All bytes in pieces of at most 4 MiB; each piece is overwritten by the next."""
         buffer = memoryview(bytearray(min(self.size, _COPY_BYTES)))
         with self.file.open("rb", buffering=0) as stream:
             stream.seek(self.start)

@@ -108,6 +108,15 @@ def test_the_size_of_the_blocks_does_not_matter(
     assert_equal(load_whole(tmp_path / "out").state_dict(), merged_by_peft(backbones / "llama", adapter), 1e-6)
 
 
+@pytest.mark.parametrize(("out", "columns"), [(4096, 3584), (4096, 14336)])  # queries of Gemma-2-9B, down of Llama-3-8B
+def test_no_block_is_a_row_left_over(out: int, columns: int) -> None:
+    blocks = list(merged_tensors.row_blocks((out, columns)))
+    assert [first for first, _ in blocks] == [0, *(last for _, last in blocks[:-1])] and blocks[-1][1] == out
+    sizes = [last - first for first, last in blocks]
+    assert max(sizes) * columns <= merged_tensors.BLOCK_ELEMENTS
+    assert max(sizes) - min(sizes) <= 1 < len(sizes)
+
+
 def test_another_type_is_rounded_once_from_the_exact_sum(backbones: Path, tmp_path: Path) -> None:
     adapter = make_adapter(backbones / "llama", tmp_path / "adapter", target_modules=ATTENTION)
     expected = merged_by_peft(backbones / "llama", adapter)
