@@ -8,29 +8,37 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from arena_distill.data.batching import token_budget_batches
 from arena_distill.data.prompts import Sequences, TextFormat, View, assemble, tokenize_rows
-from arena_distill.data.records import SWAPPED, Rows
+from arena_distill.data.records import SCHEMA, SWAPPED, TEXT_COLUMNS, Rows
+from arena_distill.data.sample import generate
 from arena_distill.models.adapters import ADAPTER_CONFIG, nf4_config
 from arena_distill.models.classifier import (
     HEAD_MODULES,
     check_lengths,
     load_tokenizer,
+    longest_input,
     pad_batch,
     token_table_size,
 )
+from arena_distill.models.int8_cpu import can_compute_int8, to_int8
 from arena_distill.models.label_tokens import LABEL_TOKENS_FILE
 from arena_distill.models.probe import check_probe
 from arena_distill.models.quantized import is_quantized
 from arena_distill.models.saved_model import load_saved_model
+from arena_distill.models.unpadded import without_padding
 from arena_distill.runtime import heartbeat
 from arena_distill.runtime.errors import InputError, SettingsError
 from arena_distill.runtime.interruption import checkpointing, stop_if_requested
 from arena_distill.runtime.progress import Progress
 
 Quantization = Literal["none", "int8", "nf4"]
+
+CPU_BATCH_TOKENS = 4096  # of a batch at most: larger ones leave the caches, and take up to a third longer
+INT8_ROWS = 64  # that show layers of 8 bits the range of their inputs
 
 
 class Judge(Protocol):
@@ -176,9 +184,11 @@ def load_judge(
         path: directory that ``student-train`` or step 3 wrote; a merged or quantized model, or an adapter whose base is
             at hand.
         max_length: length limit of ``Judge.logits``, tokens.
-        batch_rows: a batch holds at most this many times ``max_length`` tokens, padding included.
+        batch_rows: a batch holds at most this many times ``max_length`` tokens, padding included; on a CPU no more
+            than 4,096 (and one sequence always).
         dtype: ``float32``, ``bfloat16`` or ``float16``; what matrix products are computed in.
-        quant: load the weights of the backbone in 8 bits (``int8``) or 4 (``nf4``); the head stays as it is.
+        quant: load the weights of the backbone in 8 bits (``int8``) or 4 (``nf4``); the head stays as it is. With
+            ``int8`` encoders on a CPU that has VNNI compute in 8 bits too.
         device: ``cuda``, ``cpu``, ``auto`` (spread over all GPUs); by default the GPU if there is one.
         base: base model of an adapter; by default the one that it was trained on.
         probe: of a quantized model, compare a few answers with those that it gave when it was made.
@@ -202,38 +212,70 @@ def load_judge(
     teacher = any((directory / name).is_file() for name in (ADAPTER_CONFIG, LABEL_TOKENS_FILE))
     quantized = is_quantized(directory)
     # Small students keep their weights in full; of a large base, 16 bits is what was trained on, or merged into.
-    whole = not (teacher or quantized or _stored_as(directory) == dtype)
+    whole = not (teacher or quantized or _config(directory).get("dtype") == dtype)
     options: dict[str, Any] = {"dtype": torch.float32 if whole else compute}
-    if quant != "none":
+    int8_layers = (
+        quant == "int8" and device == "cpu" and not quantized and can_compute_int8(_config(directory).get("model_type"))
+    )
+    if int8_layers:
+        options["dtype"] = torch.float32
+    elif quant != "none":
         options["quantization_config"] = _int8_config() if quant == "int8" else nf4_config(compute)
-    if quant != "none" or quantized or device == "auto":
+    if (quant != "none" and not int8_layers) or quantized or device == "auto":
         options["device_map"] = "auto" if device == "auto" else {"": device}
     model = load_saved_model(directory, tokenizer, base=base, **options)
-    known = token_table_size(model)
-    if max((token for piece in (*layout.pieces, layout.cut_mark) for token in piece), default=0) >= known:
+    without_padding(model)
+    tokens = token_table_size(model)
+    if max((token for piece in (*layout.pieces, layout.cut_mark) for token in piece), default=0) >= tokens:
         raise InputError(f"{path}: its text_format.json names tokens that the model does not know -> train it again")
     if "device_map" not in options:
         model = model.to(device)
     model.eval()
+    autocast = None if dtype == "float32" or quantized or int8_layers else compute
+    if autocast is not None:
+        _round_matrices(model, autocast)
     judge = ClassifierJudge(
         model,
         tokenizer,
         layout,
         max_length=max_length,
-        max_batch_tokens=batch_rows * max_length,
-        autocast=None if dtype == "float32" or quantized else compute,
+        max_batch_tokens=batch_tokens(batch_rows, max_length, device),
+        autocast=autocast,
     )
+    if int8_layers:
+        views = [View(min(max_length, longest_input(model) or max_length))]
+        to_int8(model, lambda: judge.view_logits(_typical_rows(), views))
     if quantized and probe:
         check_probe(judge, directory)
     return judge
 
 
-def _stored_as(directory: Path) -> str:
-    """Type of a model's weights, as its configuration has it; empty where it cannot be read."""
+def batch_tokens(rows: int, max_length: int, device: str) -> int:
+    """How many tokens a batch may hold that is given as ``rows`` of ``max_length`` tokens."""
+    return min(rows * max_length, CPU_BATCH_TOKENS) if device == "cpu" else rows * max_length
+
+
+def _typical_rows() -> Rows:
+    """Texts of many kinds, always the same, by which 8-bit layers find the range of their inputs."""
+    drawn = generate(split_rows={"train": INT8_ROWS})
+    texts: dict[str, list[tuple[str | None, ...]]] = {"prompt": [row.prompt for row in drawn]}
+    texts |= {name: [row.answers[k] for row in drawn] for k, name in enumerate(TEXT_COLUMNS[1:])}
+    return pa.table({name: pa.array(map(list, turns), SCHEMA.field(name).type) for name, turns in texts.items()})
+
+
+def _round_matrices(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights of the body's linear layers once, as autocast would for every batch anew."""
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and set(HEAD_MODULES).isdisjoint(name.split(".")):
+            module.to(dtype)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """A model's configuration; empty where it cannot be read."""
     try:
-        return str(json.loads((directory / "config.json").read_text("utf-8"))["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with it, loading the model will say
-        return ""
+        return dict(json.loads((directory / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # what is wrong with it, loading the model will say
+        return {}
 
 
 def _int8_config() -> Any:

@@ -31,7 +31,7 @@ from arena_distill.evaluation.calibration_file import (
 from arena_distill.evaluation.eval_rows import EvalRows, load_eval_rows
 from arena_distill.evaluation.scoreboard import TRUTH_NAME, format_table, scoreboard
 from arena_distill.evaluation.submission import write_submission
-from arena_distill.inference.judge import ClassifierJudge, in_class_order, load_judge
+from arena_distill.inference.judge import ClassifierJudge, batch_tokens, in_class_order, load_judge
 from arena_distill.inference.parts import Parts
 from arena_distill.inference.predict_job import LENGTHS_SETTING, STAGE, PredictJob
 from arena_distill.inference.predict_settings import PredictSettings
@@ -103,7 +103,8 @@ def predict_rows(settings: PredictSettings, job: PredictJob) -> None:
         rows = load_eval_rows(settings)
         print(rows.summary)
         arithmetic = Arithmetic.of(settings)
-        budget = settings.predict_batch_tokens or settings.batch_size * max(view.max_length for view in job.views)
+        longest = max(view.max_length for view in job.views)
+        budget = settings.predict_batch_tokens or batch_tokens(settings.batch_size, longest, arithmetic.device)
         place = job.workplace({"batch_tokens": budget, "dtype": arithmetic.dtype, "device": arithmetic.device})
         work = assemble_work(job.model, rows.rows, job.views, budget)
         scores = _scores(settings, job, work, place, arithmetic, budget)

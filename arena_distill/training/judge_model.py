@@ -20,6 +20,7 @@ from arena_distill.models.classifier import (
     token_types,
 )
 from arena_distill.models.label_tokens import LabelTokens, load_label_token_classifier
+from arena_distill.models.unpadded import without_padding
 from arena_distill.runtime.errors import InputError
 from arena_distill.training.processes import local_rank, process_count, say
 
@@ -105,6 +106,8 @@ def make_model(
             dropout=recipe.lora_dropout,
             train_head=recipe.head == "seq_cls",
         )
+    if recipe.head != "lm":
+        without_padding(model)
     model.config.use_cache = False
     trainable, total = sum(p.numel() for p in model.parameters() if p.requires_grad), model.num_parameters()
     bits = "4 bits (NF4)" if recipe.base_bits == "nf4" else str(options["dtype"]).removeprefix("torch.")

@@ -125,7 +125,9 @@ class StudentSettings(RunSettings):
         None, ge=0, description="hold out this fold (from 0) instead of a tenth each for calibration and holdout"
     )
 
-    student_infer_8bit: bool = Field(False, description="load the weights as int8 (bitsandbytes), head left as it is")
+    student_infer_8bit: bool = Field(
+        False, description="compute in 8 bits on a CPU with VNNI; elsewhere int8 weights (bitsandbytes); head as it is"
+    )
     student_infer_tta_lengths: Annotated[str, AfterValidator(lengths_text)] = Field(
         "", description="length limits to average over, such as 512,1024; default: the student's own limit"
     )
