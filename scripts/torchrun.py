@@ -1,14 +1,20 @@
 """torchrun that ends with the exit code of the worker that failed first: 2, 3 and 75 are its own, and no crash."""
 
+import argparse
 import signal
 import sys
 
 from arena_distill.runtime.errors import EXIT_BAD_INPUT, EXIT_BAD_SETTINGS, EXIT_REQUEUE
 
 SAID_WHY = (EXIT_BAD_SETTINGS, EXIT_BAD_INPUT, EXIT_REQUEUE)
+USAGE = "torchrun.py [torchrun's flags] WORKER [the worker's flags]"
+FLAGS = "torchrun's flags: python -m torch.distributed.run --help"
 
 
 def main() -> int:
+    if sys.argv[1:] in (["--help"], ["-h"]):  # torchrun's own help would import torch first
+        argparse.ArgumentParser("torchrun.py", USAGE, __doc__, FLAGS).print_help()
+        return 0
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

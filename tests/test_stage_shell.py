@@ -291,6 +291,15 @@ def test_ctrl_c_ends_torchrun_and_its_processes(site: Site) -> None:
     assert running.end() == 130
 
 
+def test_help_of_torchrun_imports_no_torch_and_says_where_its_flags_are() -> None:
+    command = [sys.executable, "-X", "importtime", "scripts/torchrun.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert "usage: torchrun.py" in done.stdout and "python -m torch.distributed.run --help" in done.stdout
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--help"]
+    assert "--nproc-per-node" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("devices", ["", "-1", "NoDevFiles", "3"])
 def test_without_two_gpus_there_is_one_process(site: Site, devices: str) -> None:
     code, printed = site.run(site.script("launch one.py"), CUDA_VISIBLE_DEVICES=devices)

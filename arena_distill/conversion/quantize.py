@@ -40,7 +40,6 @@ from arena_distill.models.head_file import head_sha256, read_head, save_head
 from arena_distill.models.int8 import quantize_int8
 from arena_distill.models.probe import PROBE_LENGTH, check_probe, write_probe
 from arena_distill.models.quantized import BITSANDBYTES, GPTQ, QUANTIZATION_FILE, TORCHAO
-from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.release import release_memory
 from arena_distill.runtime.artifacts import locked, publish, require_recorded, write_atomically, write_manifest
 from arena_distill.runtime.errors import ArenaError, InputError, SettingsError
@@ -83,7 +82,6 @@ def quantize(settings: QuantizeSettings, job: QuantizeJob) -> None:
             return
         require_space(job)
         material = _material(settings, job)
-        quiet_libraries()
         machine = _machine(settings)
         _require_own_head(job)
         require_recorded(job.model, ".safetensors")

@@ -19,6 +19,9 @@ def quantize_student(settings: QuantizeSettings) -> None:
     if old := job.replaces():
         print(f"note: replaces the one that is there ({old})")
     # Not before: importing torch takes longer than finding that there is nothing to do.
+    from arena_distill.models.quiet import quiet_libraries
+
+    quiet_libraries()
     from arena_distill.conversion.quantize import quantize
 
     quantize(settings, job)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from arena_distill.data.find_file import find_file
-from arena_distill.data.loading import load_labels, load_test
-from arena_distill.data.records import Rows
-from arena_distill.evaluation.scoreboard import read_truth
 from arena_distill.runtime.artifacts import sha256_file
 from arena_distill.runtime.errors import InputError
 from arena_distill.runtime.run_settings import RunSettings
+
+if TYPE_CHECKING:
+    from arena_distill.data.records import Rows
 
 NONE = "none"
 
@@ -99,6 +100,9 @@ def load_eval_rows(settings: EvalRowsSettings) -> EvalRows:
         DataError: a file cannot be used, or votes and truth are not of these rows; names file, row and column.
         InputError: a file is missing.
     """
+    from arena_distill.data.loading import load_labels, load_test
+    from arena_distill.evaluation.scoreboard import read_truth
+
     test = load_test(settings.test_file)
     ids = test.rows["id"].to_pylist()
     labels, truth = settings.labels_file, settings.truth_file

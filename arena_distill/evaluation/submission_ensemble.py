@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from arena_distill.data.loading import load_test
 from arena_distill.evaluation.ensemble import Space, combine, equal_weights
 from arena_distill.evaluation.metrics import row_gaps
 from arena_distill.evaluation.submission import read_submission, write_submission
@@ -48,6 +47,8 @@ def read_submissions(paths: Sequence[Path], test_csv: Path | None = None) -> Sub
     """
     if not paths:
         raise InputError("there is nothing to ensemble -> give at least one submission file")
+    from arena_distill.data.loading import load_test
+
     first_name: dict[Path, Path] = {}
     for path in paths:
         if same := first_name.get(path.resolve()):

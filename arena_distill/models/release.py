@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-
-import torch
+import sys
 
 
 def release_memory() -> None:
@@ -13,5 +12,6 @@ def release_memory() -> None:
     A Trainer and its model point at each other, so that nothing of them goes by itself.
     """
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # who has not loaded it has nothing there
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -6,6 +6,8 @@ import os
 import subprocess
 from dataclasses import dataclass
 
+from arena_distill.runtime.cores import usable_cores
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -18,7 +20,7 @@ class Machine:
 
 def cores() -> int:
     """Cores that this process may use; in a Slurm job those that it was given, whether or not it is held to them."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = usable_cores()
     given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
     return min(here, int(given)) if given.isdecimal() and int(given) else here
 

@@ -32,7 +32,7 @@ def _train(settings: DistillSettings, jobs: list[DistillJob]) -> None:
     lessons = [data.of_fold(job) for job in jobs]  # a broken file of the last fold should show before hours of training
     from arena_distill.models.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries("training")
     from arena_distill.models.release import release_memory
     from arena_distill.training.distill import distill_student
 

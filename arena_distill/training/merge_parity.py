@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from arena_distill.models.adapters import load_adapter
-from arena_distill.models.classifier import load_tokenizer
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.release import release_memory
 from arena_distill.runtime.errors import ArenaError
@@ -46,7 +42,11 @@ def language_model_parity(base: str, adapter: Path, merged: Path, bf16: bool) ->
     Raises:
         ArenaError: it is beyond what rounding explains.
     """
+    import torch
     from transformers import AutoModelForCausalLM
+
+    from arena_distill.models.adapters import load_adapter
+    from arena_distill.models.classifier import load_tokenizer
 
     quiet_libraries()
     use_all_cores()

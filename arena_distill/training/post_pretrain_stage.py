@@ -39,9 +39,9 @@ def post_pretrain_all(settings: PostPretrainSettings) -> None:
 def _train(settings: PostPretrainSettings, jobs: list[PostPretrainJob]) -> None:
     # Not before: importing torch takes longer than finding that there is nothing to do.
     from arena_distill.models.quiet import quiet_libraries
-    from arena_distill.models.release import release_memory
 
-    quiet_libraries()
+    quiet_libraries("training")
+    from arena_distill.models.release import release_memory
     from arena_distill.training.post_pretrain import load_rows, post_pretrain
 
     rows, counts = load_rows(settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from arena_distill.runtime.artifacts import locked
+from arena_distill.runtime.cores import usable_cores
 
 T = TypeVar("T")
 
@@ -29,10 +30,15 @@ def is_main_process() -> bool:
 
 
 def use_all_cores() -> None:
-    """For work that the main process does alone: torchrun leaves each process one core."""
+    """For work that the main process does alone: torchrun leaves each process one core.
+
+    A process that trains by itself has its threads already; others beside it may have the rest of the cores.
+    """
+    if process_count() == 1:
+        return
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
 
 
 def wait_for_all() -> None:

@@ -73,7 +73,7 @@ def train(settings: StudentSettings) -> None:
     # Not before: importing torch takes longer than finding that there is nothing to do.
     from arena_distill.models.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries("training")
     from arena_distill.training.student import train_student
 
     try:
@@ -85,12 +85,13 @@ def train(settings: StudentSettings) -> None:
 
 def print_stats(settings: StudentSettings) -> None:
     """Counts of merged, de-duplicated and used rows, and how fast they load and tokenize; trains nothing."""
+    from arena_distill.models.quiet import quiet_libraries
+
+    quiet_libraries("tokens")
     from arena_distill.data.prompts import tokenize_rows
     from arena_distill.models.backbone import check_backbone
     from arena_distill.models.classifier import load_tokenizer
-    from arena_distill.models.quiet import quiet_libraries
 
-    quiet_libraries()
     started = time.monotonic()
     data = load_student_data(settings)
     seconds = time.monotonic() - started

@@ -34,7 +34,7 @@ def _train(settings: TeacherSettings, jobs: list[TeacherJob]) -> None:
     # Not before: importing torch takes longer than finding that there is nothing to do.
     from arena_distill.models.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries("training")
     from arena_distill.models.release import release_memory
     from arena_distill.training.teacher import TeacherData, train_teacher
 

@@ -92,10 +92,11 @@ class TrainedStudent:
     @cached_property
     def judge(self) -> ClassifierJudge:
         """The model, loaded."""
-        from arena_distill.inference.judge import load_judge
         from arena_distill.models.quiet import quiet_libraries
 
         quiet_libraries()
+        from arena_distill.inference.judge import load_judge
+
         _ = self.weights  # of these files, not of what stands there when the work is done
         dtype = "bfloat16" if self.settings.student_bf16 else "float16" if self.settings.student_fp16 else "float32"
         return load_judge(
