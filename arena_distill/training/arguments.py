@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from arena_distill.models.instructions import has_bfloat16_products
 from arena_distill.runtime.errors import SettingsError
-from arena_distill.training.processes import process_count
+from arena_distill.training.processes import process_count, say
 
 _TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 _CHOSEN_TENSORBOARD_DIR = os.environ.get(_TENSORBOARD)  # the user's, before runs of this process set their own
@@ -55,6 +56,8 @@ def training_arguments(work: Path, name: str, logs: Path, schedule: Schedule, **
     Raises:
         SettingsError: the settings exclude each other, or a package for them is missing.
     """
+    if schedule.bf16 and not torch.cuda.is_available() and not has_bfloat16_products():
+        say("note: this CPU has no instructions for 16 bits: …_BF16=0 (or no --student-bf16) is faster")
     # The Trainer would put TensorBoard's files among the checkpoints, which go when the model is published.
     os.environ[_TENSORBOARD] = _CHOSEN_TENSORBOARD_DIR or str(logs / "tensorboard" / name)
     try:

@@ -19,6 +19,7 @@ from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.tiny import DECODERS, TinySize, families, make_tiny_model
 from arena_distill.runtime import heartbeat
 from arena_distill.runtime.artifacts import locked, publish, recover, require_replaceable, write_manifest
+from arena_distill.runtime.cores import usable_cores
 from arena_distill.runtime.errors import SettingsError
 from arena_distill.runtime.interruption import checkpointing
 from arena_distill.runtime.job import Job
@@ -99,13 +100,12 @@ def make_tiny_checkpoints(order: TinyOrder) -> None:
         else:
             waiting.append(job)
     if waiting:
-        quiet_libraries()
         _make_all(order, waiting, load_texts(order.texts))
 
 
 def _make_all(order: TinyOrder, jobs: list[Job], rows: Rows) -> None:
     """Side by side, each with its share of the cores: models so small gain little from a second one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     processes = min(cores, len(jobs))
     if processes == 1:
         for job in jobs:
@@ -128,11 +128,11 @@ def _without_heartbeat() -> None:
 
 
 def _make(order: TinyOrder, job: Job, rows: Rows, threads: int = 0) -> None:
+    quiet_libraries("training" if job.settings["pretrain_epochs"] else "models")
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-        quiet_libraries()
     with locked(job.final, wait_seconds=_MAKING_SECONDS):
         recover(job.final)
         if job.is_up_to_date():

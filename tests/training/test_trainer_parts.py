@@ -21,6 +21,7 @@ from arena_distill.data.prompts import TextFormat, View, assemble, tokenize_rows
 from arena_distill.data.records import Rows, targets
 from arena_distill.models.adapters import add_lora
 from arena_distill.models.classifier import load_classifier, load_tokenizer, token_types
+from arena_distill.training import arguments as training_arguments_module
 from arena_distill.training.arguments import Schedule, training_arguments
 from arena_distill.training.datasets import make_dataset
 from arena_distill.training.losses import DistillationLoss, votes_loss
@@ -102,6 +103,18 @@ def trainer_of(
     return PreferenceTrainer(
         model=model, args=arguments, train_dataset=data, pad_id=pad_id, loss=loss, head_learning_rate=head_rate
     )
+
+
+# 16 bits on a CPU
+
+
+@pytest.mark.parametrize(("has_products", "bf16"), [(False, True), (True, True), (False, False)])
+def test_a_cpu_without_instructions_for_16_bits_is_told_of(
+    has_products: bool, bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training_arguments_module, "has_bfloat16_products", lambda: has_products)
+    training_arguments(tmp_path, "x", tmp_path, Schedule(1, 0, 8, 1, 1e-3, 0.0, 0.01, 3, bf16), save_strategy="no")
+    assert ("_BF16=0" in capsys.readouterr().out) == (bf16 and not has_products)
 
 
 # The head's own rate
