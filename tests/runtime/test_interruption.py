@@ -44,7 +44,8 @@ def worker(main: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
+            # Not readline: it would take what comes next along, and ``communicate`` reads past its buffer.
+            assert b"".join(os.read(process.stdout.fileno(), 1) for _ in "begun\n") == b"begun\n"
             yield process
         finally:
             process.kill()

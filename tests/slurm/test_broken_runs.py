@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +45,29 @@ def _wait_for_line(place: Workplace, cluster: Cluster, text: str, times: int) ->
         return log_of(place, TEACHERS, 0)
 
     eventually(lambda: printed().count(text) == times, 200, f"{times} × {text!r}", lambda: cluster.shown() + printed())
+
+
+@contextmanager
+def _frozen(place: Workplace, script: str) -> Iterator[None]:
+    """Within the context the processes of a workplace that run a script do nothing; waits until there are any."""
+    found: list[int] = []
+
+    def find() -> bool:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it is gone
+                if script in (process / "cmdline").read_text() and (process / "cwd").resolve() == place.root.resolve():
+                    found.append(int(process.name))
+        return bool(found)
+
+    eventually(find, 60, f"{script} in {place.root}")
+    for number in found:
+        os.kill(number, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for number in found:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -127,8 +154,10 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(
     allowed = 2
     job = _submit(place, TEACHERS, MAX_REQUEUES=str(allowed))
     for start in range(1, allowed + 2):
-        _wait_for_line(place, cluster, "train.csv: 160 rows read", start)  # before the models' libraries are imported
-        cluster.command("scancel", "--batch", "--signal=USR1", f"{job}_0")
+        _wait_for_line(place, cluster, "train teachers of fold 0", start)
+        with _frozen(place, "train_teachers.py"):  # Slurm may take longer to tell it than it takes to train
+            cluster.command("scancel", "--batch", "--signal=USR1", f"{job}_0")
+            _wait_for_line(place, cluster, "asked to stop", start)
         _wait_for_line(place, cluster, f"exit code {EXIT_REQUEUE}", start)
     cluster.wait(seconds=200)
     task = cluster.task(job, 0)
