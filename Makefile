@@ -2,6 +2,7 @@
 # make quick   one small student instead, without teachers
 # make test    the test suite; as root also on a real Slurm of two nodes, which it starts and takes down again
 # make slurm-test    all tests on that Slurm, with the faults (minutes each): time limits, requeues, a lost node …
+# make bench   speed and memory beside what else one could take (25 minutes); peers go to an environment of their own
 # Each sets up what it needs first: a virtual environment with the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -18,7 +19,11 @@ TRUTH  ?= $(if $(filter data/sample/test.csv,$(TEST)),data/sample/truth.parquet)
 TINY   := model_save/demo_backbone
 STUDENT_MODEL ?=
 
-.PHONY: setup demo quick test slurm-test lint clean
+# The peers of bench/
+PEERS := .venv-bench
+BENCH ?=
+
+.PHONY: setup demo quick test slurm-test bench lint clean
 
 setup: $(READY)
 
@@ -45,6 +50,17 @@ test: $(READY)
 slurm-test: $(READY)
 	$(PY) -m pytest tests/slurm --numprocesses auto --maxprocesses 4 --dist loadfile
 
+bench: $(READY) $(PEERS)/.ready
+	$(PY) bench/run.py $(BENCH)
+
+$(PEERS)/.ready: bench/peers.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	$(PEERS)/bin/python -m pip install --quiet $(TORCH_PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement bench/peers.txt
+	$(PEERS)/bin/python -m pip check
+	touch $@
+
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -52,5 +68,5 @@ lint: $(READY)
 	$(VENV)/bin/shellcheck --external-sources $(shell git ls-files '*.sh' .ci/run)
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,75 +1,105 @@
-"""Load, de-duplicate and fold synthetic rows of about 1 kB in Kaggle's CSV layout, and print the time and memory.
+"""Loading, de-duplicating and folding votes in Kaggle's CSV layout: time and memory, beside straightforward pandas.
 
-    python bench/data_layer.py                    # one million rows
-    python bench/data_layer.py --rows 20000       # a quick look
+    python bench/data_layer.py                    # a million rows of about 1 kB
+    python bench/data_layer.py --rows 5000000     # a quarter of an hour, 15 GB of disk; written to a file of its own
+    python bench/data_layer.py --quick
 
-The measured steps run in a process of their own, so that its peak memory is theirs alone. The figures are also
-written to bench/results/data_layer.json.
+Rows are synthetic: JSON lists of one or two turns, quotes and letters beyond ASCII in the text, one row in twenty asks
+an earlier prompt again. Every measurement is a process of its own, so that its peak memory (that of the interpreter and
+its libraries included) is its alone. pandas reads the file, parses each cell, compares prompts in lower case with
+single spaces, and deals distinct prompts out to folds by vote; it neither repairs nor locates what is wrong with a
+file, nor hashes rows, as ours does.
+
+Equality: as many rows of each vote, as many distinct prompts, and no prompt in two folds.
+
+What it does not show: Parquet and JSON lines, slower disks (the file was just written, so it comes from memory).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from common import Row, arguments, finish, peer_version, run_peer
+from memory import peak_mb
 
-from arena_distill.runtime.artifacts import git_revision
-
-RESULT = Path(__file__).parent / "results" / "data_layer.json"
-TARGET_ROWS, TARGET_SECONDS, TARGET_GB = 1_000_000, 60.0, 4.0
+ROWS, QUICK_ROWS = 1_000_000, 10_000
+SPEED_TARGET, MEMORY_TARGET = 3.0, 2.0
+PART = 5  # the smaller file, to see how time and memory grow, has this share of the rows
 PROMPT_REPEATS = 20  # one row in this many asks an earlier prompt again
 BLOCK = 10_000  # rows written at a time
+FREE_SHARE = 0.9  # of the free memory that pandas may be expected to take
 STEPS = ("load", "de-duplicate", "folds")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=TARGET_ROWS, help="rows to write and load (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the CSV file in DIR")
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of the larger file (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the CSV files in DIR")
     parser.add_argument("--measure", type=Path, metavar="CSV", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(stage(options.measure)))
         return 0
+    count = QUICK_ROWS if options.quick else options.rows
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        file = directory / "train.csv"
-        print(f"writing {options.rows:,} rows to {file} …", flush=True)
-        write_rows(file, options.rows)
-        size = file.stat().st_size
-        child = subprocess.run(
-            [sys.executable, __file__, "--measure", str(file)], check=True, stdout=subprocess.PIPE, text=True
-        )
-    figures = json.loads(child.stdout)
-    result = {
-        "rows": options.rows,
-        "bytes_per_row": round(size / options.rows),
-        **figures,
-        "machine": machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "pyarrow": metadata.version("pyarrow"),
-            "numpy": metadata.version("numpy"),
-        },
-        "git_revision": git_revision(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    report(result)
-    print(f"\nwritten to {RESULT}")
+        result = compare(directory, count)
+    result["pandas"]["version"] = peer_version("pandas")
+    name = "data_layer" if count in (ROWS, QUICK_ROWS) else f"data_layer_{count}"
+    finish(name, {"measured": result}, table(result), options.quick)
     return 0
+
+
+def compare(directory: Path, count: int) -> dict[str, Any]:
+    """Ours and pandas on a file and on a part of it."""
+    result: dict[str, Any] = {"ours": {}, "pandas": {}}
+    for rows in (count // PART, count):
+        file = directory / f"{rows}.csv"
+        print(f"writing {rows:,} rows …", flush=True)
+        write_rows(file, rows)
+        result["bytes_per_row"] = round(file.stat().st_size / rows)
+        result["ours"][str(rows)] = ours = measure_ours(file)
+        print(f"ours: {ours['seconds']['total']:.1f} s, {ours['peak_mb']:,.0f} MB", flush=True)
+        needed = result["pandas"].get(str(rows // PART), {}).get("peak_mb", 0) * PART
+        if needed > FREE_SHARE * free_mb():
+            result["pandas"][str(rows)] = f"would take about {needed / 1e3:.0f} GB"
+            rows = 2 * rows // PART
+            file = directory / f"{rows}.csv"
+            write_rows(file, rows)
+        result["pandas"][str(rows)] = theirs = measure_pandas(file)
+        print(f"pandas, {rows:,} rows: {theirs['seconds']['total']:.1f} s, {theirs['peak_mb']:,.0f} MB", flush=True)
+        for written in directory.glob("*.csv"):
+            if directory.name.startswith("tmp"):
+                written.unlink()
+    return result
+
+
+def measure_ours(file: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", str(file)]
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(child.stdout)
+    return figures
+
+
+def measure_pandas(file: Path) -> dict[str, Any]:
+    out = file.with_suffix(".json")
+    run_peer("peer_data_layer.py", file, out)
+    figures: dict[str, Any] = json.loads(out.read_text())
+    return figures
+
+
+def free_mb() -> float:
+    """Memory that a new process may take."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def write_rows(file: Path, count: int) -> None:
@@ -103,45 +133,81 @@ def write_rows(file: Path, count: int) -> None:
                 stream.write(f"{n},model-x,model-y,{prompt},{answer_a},{answer_b},{vote}\n")
 
 
-def measure(file: Path) -> dict[str, object]:
-    """Seconds of each step and the peak memory of this process."""
+def stage(file: Path) -> dict[str, Any]:
+    """Ours, in this process: seconds of each step, peak memory, and what came of it."""
+    import numpy as np
     import pyarrow as pa
 
     from arena_distill.data.folds import make_folds
     from arena_distill.data.loading import load_labelled
-    from arena_distill.data.merging import first_of_each_prompt
+    from arena_distill.data.merging import first_of_each_prompt, keep_rows
 
+    pa.array([])  # imports pandas where it is installed: like the peer's own imports, before the clock starts
     marks = [time.perf_counter()]
     rows = load_labelled(file).rows
     marks.append(time.perf_counter())
-    distinct = rows.filter(pa.array(first_of_each_prompt(rows)))
+    distinct = keep_rows(rows, first_of_each_prompt(rows))
     marks.append(time.perf_counter())
     folds = make_folds(rows)
     marks.append(time.perf_counter())
-    assert len(folds.fold) == len(rows)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    peak = peak_mb()
+    pairs = np.unique(np.stack([rows["prompt_hash"].to_numpy(), folds.fold.astype(np.uint64)]), axis=1)
     seconds = {step: round(end - start, 3) for step, start, end in zip(STEPS, marks, marks[1:], strict=False)}
     return {
-        "rows_after_deduplication": len(distinct),
         "seconds": {**seconds, "total": round(marks[-1] - marks[0], 3)},
-        "peak_memory_gb": round(kilobytes * 1024 / 1e9, 3),
+        "peak_mb": round(peak, 1),
+        "rows": len(rows),
+        "distinct_prompts": len(distinct),
+        "labels": np.bincount(rows["label"].to_numpy()).tolist(),
+        "prompts_in_two_folds": int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()),
+        "fold_sizes": np.bincount(folds.fold).tolist(),
     }
 
 
-def report(result: dict[str, Any]) -> None:
-    """The table, and whether the targets are reached."""
-    rows, seconds, memory = result["rows"], result["seconds"], result["peak_memory_gb"]
-    print(f"\n{'step':<14}{'seconds':>9}{'rows/s':>12}")
-    for step, value in seconds.items():
-        print(f"{step:<14}{value:>9.2f}{rows / max(value, 1e-9):>12,.0f}")
-    print(
-        f"\n{rows:,} rows of {result['bytes_per_row']:,} bytes, {result['rows_after_deduplication']:,} distinct prompts"
-    )
-    if rows == TARGET_ROWS:
-        for name, value, target in (("s", seconds["total"], TARGET_SECONDS), ("GB", memory, TARGET_GB)):
-            print(f"target {target:g} {name}: {'reached' if value <= target else 'NOT REACHED'} ({value:.2f} {name})")
-    else:
-        print(f"peak memory {memory:.2f} GB; the targets are for {TARGET_ROWS:,} rows")
+def table(result: dict[str, Any]) -> list[Row]:
+    """Speed and memory beside pandas, and how our memory grows."""
+    part, count = (int(rows) for rows in result["ours"])
+    ours, theirs = result["ours"][str(count)], result["pandas"][str(count)]
+    compared = count
+    note = ""
+    if isinstance(theirs, str):
+        note = f"pandas {theirs} at {count:,} rows; "
+        compared = part
+        ours, theirs = result["ours"][str(part)], result["pandas"][str(part)]
+    alike = all(ours[key] == theirs[key] for key in ("rows", "labels", "distinct_prompts"))
+    equal = alike and not ours["prompts_in_two_folds"] and not theirs["prompts_in_two_folds"]
+    small, large = result["ours"][str(part)], result["ours"][str(count)]
+    growth = (large["peak_mb"] / small["peak_mb"]) / (count / part)
+    return [
+        Row(
+            f"data layer, {compared:,} rows: time",
+            "pandas",
+            theirs["seconds"]["total"] / ours["seconds"]["total"],
+            SPEED_TARGET,
+            equal,
+            f"{note}{theirs['seconds']['total']:.1f} s against {ours['seconds']['total']:.1f} s, "
+            f"{compared / ours['seconds']['total']:,.0f} rows/s; "
+            f"{ours['distinct_prompts']:,} distinct prompts, {ours['prompts_in_two_folds']} in two folds",
+        ),
+        Row(
+            f"data layer, {compared:,} rows: memory",
+            "pandas",
+            theirs["peak_mb"] / ours["peak_mb"],
+            MEMORY_TARGET,
+            equal,
+            f"{note}peaks of {theirs['peak_mb'] / 1e3:.2f} GB against {ours['peak_mb'] / 1e3:.2f} GB",
+        ),
+        Row(
+            f"data layer: memory of {count:,} rows by that of {part:,}, by rows",
+            "-",
+            growth,
+            1.0,
+            not large["prompts_in_two_folds"],
+            f"{large['peak_mb'] / 1e3:.2f} GB and {small['peak_mb'] / 1e3:.2f} GB; "
+            f"{large['seconds']['total']:.1f} s and {small['seconds']['total']:.1f} s",
+            at_most=True,
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import suppress
 from pathlib import Path
+
+from arena_distill.runtime.cores import usable_cores
 
 
 def machine() -> dict[str, object]:
@@ -14,5 +15,5 @@ def machine() -> dict[str, object]:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     return {"cpu": cpu, "cores": cores, "system": platform.platform()}

@@ -1,10 +1,15 @@
-"""Merge a LoRA adapter into a synthetic Llama of 2 GB in eight files, beside PEFT, and print memory and time.
+"""Merge a LoRA adapter into a synthetic Llama of 2 GB in eight files: time and memory, beside PEFT.
 
     python bench/merge.py                   # 2 GB in bfloat16
-    python bench/merge.py --layers 2        # a quick look
+    python bench/merge.py --quick
 
-Each of the two merges runs in a process of its own. Its memory is the peak of the resident set (mapped pages count),
-less that of a process with the same imports. The figures are also written to bench/results/merge.json.
+PEFT loads the model, merges and saves it (`merge_and_unload`, `save_pretrained`). Each merge runs in a process of its
+own, and the two take turns. Memory is the peak of the resident set (mapped pages count), less that of a process with
+the same imports. Our time includes hashing every file for the manifest, which PEFT does not do.
+
+Equality: every tensor of the two outputs, within one part in a million.
+
+What it does not show: models larger than the memory, which PEFT cannot merge at all; slow disks.
 """
 
 from __future__ import annotations
@@ -12,28 +17,26 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+import numpy as np
+from common import Measured, Row, Timed, arguments, finish, measure, peer_version, run_peer
+from memory import peak_mb
 
-from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.safetensors_file import DTYPE_BYTES, make_header
-from arena_distill.runtime.artifacts import git_revision
 
-RESULT = Path(__file__).parent / "results" / "merge.json"
 FILE_BYTES = 264 << 20  # 2 GB make eight files
 MARGIN_MB = 500.0  # the merger may take one file and this much
-LAYERS = 20
+LAYERS, QUICK_LAYERS, RANK, REPEATS = 20, 2, 64, 2
+TIME_TARGET, MEMORY_TARGET = 1.0, 4.0
 HIDDEN, INNER, HEADS, KEY_HEADS, VOCABULARY = 2048, 5632, 32, 8, 32000  # the widths of TinyLlama
 LINEAR = {  # [out, in] of what the adapter changes
     "self_attn.q_proj": (HIDDEN, HIDDEN),
@@ -49,48 +52,39 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=LAYERS, help="depth of the model (default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=64, help="of the adapter (default: %(default)s)")
+    parser = arguments(__doc__)
     parser.add_argument("--dtype", choices=TYPES, default="bfloat16", help="of the base (default: %(default)s)")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "DIR"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         what, directory = options.measure
-        print(json.dumps(MEASURES[what](Path(directory))))
+        print(json.dumps({"imports": imports, "merge": merge}[what](Path(directory))))
         return 0
+    layers = QUICK_LAYERS if options.quick else LAYERS
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        print(f"writing a model of {options.layers} layers …", flush=True)
-        sizes = write_base(directory / "base", options.layers, TYPES[options.dtype])
-        write_adapter(directory / "adapter", options.layers, options.rank)
-        ours = figures(directory, "merge", "merge_imports")
-        peer = figures(directory, "peft", "peft_imports")
-        difference = child(directory, "compare")
+        print(f"writing a model of {layers} layers …", flush=True)
+        sizes = write_base(directory / "base", layers, TYPES[options.dtype])
+        write_adapter(directory / "adapter", layers, RANK)
+        idle = {"ours": ours(directory, "imports"), "peft": peft(directory, "imports")}
+        ways = {"ours": partial(ours, directory, "merge"), "peft": partial(peft, directory, "merge")}
+        measured = measure(ways, 1 if options.quick else REPEATS, warm_up=lambda: None)
+        difference = compare(directory)
+    largest = max(sizes) / 1e6
     result = {
-        "model": {"gb": round(sum(sizes) / 1e9, 3), "files": len(sizes), "largest_file_mb": round(max(sizes) / 1e6, 1)},
+        "model": {"gb": round(sum(sizes) / 1e9, 3), "files": len(sizes), "largest_file_mb": round(largest, 1)},
         "dtype": options.dtype,
-        "rank": options.rank,
-        "bound_mb": round(max(sizes) / 1e6 + MARGIN_MB, 1),
-        "ours": ours,
-        "peft": peer,
-        "ratio": {
-            "memory": round(peer["peak_mb"] / ours["peak_mb"], 2),
-            "seconds": round(peer["seconds"] / ours["seconds"], 2),
-        },
+        "rank": RANK,
+        "bound_mb": round(largest + MARGIN_MB, 1),
+        "seconds": measured.seconds,
+        "seconds_until_written": measured.results["ours"]["seconds_until_written"],
+        "peak_mb": {way: round(measured.results[way]["peak_mb"] - idle[way].result["peak_mb"], 1) for way in ways},
+        "imports_mb": {way: round(idle[way].result["peak_mb"], 1) for way in ways},
+        "peft_version": peer_version("peft"),
         **difference,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count(),
-        "machine": machine(),
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft", "safetensors")},
-        "git_revision": git_revision(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    report(result)
-    if options.layers == LAYERS:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-        print(f"written to {RESULT}")
-    return 0 if ours["peak_mb"] <= result["bound_mb"] and not result["differing_tensors"] else 1
+    finish("merge", {"measured": result}, table(measured, result), options.quick)
+    return 0
 
 
 def base_shapes(layers: int) -> Shapes:
@@ -158,8 +152,6 @@ def write_adapter(directory: Path, layers: int, rank: int) -> None:
 
 def write_random(file: Path, shapes: Shapes, dtype: str, seed: int) -> None:
     """Normal values of deviation 0.02, a million drawn and used again and again."""
-    import numpy as np
-
     pool = np.random.default_rng(seed).standard_normal(1 << 20, dtype=np.float32) * np.float32(0.02)
     stored = (pool.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else pool
     with file.open("wb") as stream:
@@ -171,34 +163,38 @@ def write_random(file: Path, shapes: Shapes, dtype: str, seed: int) -> None:
                 left -= min(left, len(stored))
 
 
-def figures(directory: Path, what: str, imports: str) -> dict[str, Any]:
-    """Figures of one merge; memory above that of a process which only imports the same."""
-    idle, measured = child(directory, imports), child(directory, what)
-    return {
-        **measured,
-        "peak_mb": round(measured["peak_mb"] - idle["peak_mb"], 1),
-        "imports_mb": round(idle["peak_mb"], 1),
-    }
-
-
-def child(directory: Path, what: str) -> dict[str, Any]:
+def ours(directory: Path, what: str) -> Timed:
+    """What a process of our own says."""
+    shutil.rmtree(directory / "ours", ignore_errors=True)
     command = [sys.executable, __file__, "--measure", what, str(directory)]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return figures
+    return timed(run.stdout.splitlines()[-1])
 
 
-def peak_mb() -> float:
-    """Highest resident set of this process; the kernel's own mark, as ``getrusage`` inherits the parent's."""
-    with suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+def peft(directory: Path, what: str) -> Timed:
+    """What the peer's process says."""
+    shutil.rmtree(directory / "peft", ignore_errors=True)
+    run_peer("peer_merge.py", directory, what, str(FILE_BYTES), directory / "peer.json")
+    return timed((directory / "peer.json").read_text())
 
 
-def measure_merge(directory: Path) -> dict[str, Any]:
-    import torch  # noqa: F401  (not timed)
+def timed(document: str) -> Timed:
+    figures = json.loads(document)
+    return Timed(figures, figures["seconds"])
+
+
+def imports(directory: Path) -> dict[str, Any]:
+    """Memory of a process that only loads the libraries."""
+    import torch  # noqa: F401
+
+    import arena_distill.models.merge  # noqa: F401
+
+    return {"peak_mb": peak_mb(), "seconds": 0.0}
+
+
+def merge(directory: Path) -> dict[str, Any]:
+    """Our merge; loading the libraries is not timed."""
+    import torch  # noqa: F401
 
     from arena_distill.models.merge import merge_adapter
 
@@ -217,34 +213,6 @@ def measure_merge(directory: Path) -> dict[str, Any]:
     }
 
 
-def measure_merge_imports(directory: Path) -> dict[str, Any]:
-    import torch  # noqa: F401
-
-    import arena_distill.models.merge  # noqa: F401
-
-    return {"peak_mb": peak_mb()}
-
-
-def measure_peft(directory: Path) -> dict[str, Any]:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    quiet_libraries()
-    started = time.perf_counter()
-    base = AutoModelForCausalLM.from_pretrained(directory / "base")
-    merged = PeftModel.from_pretrained(base, str(directory / "adapter")).merge_and_unload()
-    merged.save_pretrained(directory / "peft", max_shard_size=FILE_BYTES)
-    return {"peak_mb": peak_mb(), "seconds": round(time.perf_counter() - started, 2)}
-
-
-def measure_peft_imports(directory: Path) -> dict[str, Any]:
-    import peft  # noqa: F401
-    from transformers import LlamaForCausalLM  # noqa: F401
-
-    quiet_libraries()
-    return {"peak_mb": peak_mb()}
-
-
 def compare(directory: Path) -> dict[str, Any]:
     """How many tensors of the two outputs differ by more than one part in a million, and in any bit."""
     import torch
@@ -253,43 +221,55 @@ def compare(directory: Path) -> dict[str, Any]:
     if ours.keys() != peer.keys():
         raise SystemExit("the two outputs have different tensors")
     differing = bits = 0
-    for name, (handle, expected) in ours.items():
-        a, b = handle.get_tensor(expected), peer[name][0].get_tensor(expected)
+    for name, handle in ours.items():
+        a, b = handle.get_tensor(name), peer[name].get_tensor(name)
         bits += not torch.equal(a, b)
         differing += not torch.allclose(a.double(), b.double(), rtol=1e-6, atol=0)
     return {"tensors": len(ours), "differing_tensors": differing, "tensors_differing_in_a_bit": bits}
 
 
-def all_tensors(directory: Path) -> Iterator[tuple[str, tuple[Any, str]]]:
+def all_tensors(directory: Path) -> Iterator[tuple[str, Any]]:
+    """Name and open file of every tensor."""
     from safetensors import safe_open
 
     for file in sorted(directory.glob("*.safetensors")):
         handle = safe_open(file, "pt")
-        yield from ((name, (handle, name)) for name in handle.keys())  # noqa: SIM118  (not a mapping)
+        yield from ((name, handle) for name in handle.keys())  # noqa: SIM118  (not a mapping)
 
 
-MEASURES = {
-    "merge": measure_merge,
-    "merge_imports": measure_merge_imports,
-    "peft": measure_peft,
-    "peft_imports": measure_peft_imports,
-    "compare": compare,
-}
-
-
-def report(result: dict[str, Any]) -> None:
-    """The table, and whether memory stays in its bound."""
-    model, ours, peer, ratio = result["model"], result["ours"], result["peft"], result["ratio"]
-    print(f"\n{model['gb']:.2f} GB in {model['files']} files, {result['dtype']}, rank {result['rank']}")
-    print(f"{'':<8}{'peak MB':>10}{'seconds':>10}")
-    for name, row in (("ours", ours), ("PEFT", peer)):
-        print(f"{name:<8}{row['peak_mb']:>10,.0f}{row['seconds']:>10.1f}")
-    print(f"{'ratio':<8}{ratio['memory']:>10.1f}{ratio['seconds']:>10.2f}   (PEFT / ours)")
-    print(f"ours until written: {ours['seconds_until_written']:.1f} s; then files are hashed for the manifest")
-    reached = "kept" if ours["peak_mb"] <= result["bound_mb"] else "NOT KEPT"
-    print(f"bound of one file + {MARGIN_MB:.0f} MB = {result['bound_mb']:,.0f} MB: {reached}")
-    print(f"tensors that differ from PEFT's: {result['differing_tensors']} of {result['tensors']}", end="")
-    print(f" by more than 1e-6, {result['tensors_differing_in_a_bit']} in any bit")
+def table(measured: Measured, result: dict[str, Any]) -> list[Row]:
+    """Time and memory beside PEFT's, and our own bound."""
+    model, peak, bound = result["model"], result["peak_mb"], result["bound_mb"]
+    equal = not result["differing_tensors"]
+    of = f"{model['gb']:.1f} GB in {model['files']} files, {result['dtype']}, rank {result['rank']}"
+    return [
+        Row(
+            "streaming merge: time",
+            "peft merge_and_unload + save",
+            measured.ratio("peft", "ours"),
+            TIME_TARGET,
+            equal,
+            f"{measured.median('peft'):.1f} s against {measured.median('ours'):.1f} s; {of}; "
+            f"{result['differing_tensors']} of {result['tensors']} tensors differ",
+        ),
+        Row(
+            "streaming merge: memory",
+            "peft merge_and_unload + save",
+            peak["peft"] / peak["ours"],
+            MEMORY_TARGET,
+            equal,
+            f"peaks of {peak['peft']:,.0f} MB against {peak['ours']:,.0f} MB, beyond those of the imports",
+        ),
+        Row(
+            f"streaming merge: memory within one file + {MARGIN_MB:.0f} MB",
+            "-",
+            peak["ours"] / bound,
+            1.0,
+            equal,
+            f"{peak['ours']:,.0f} of {bound:,.0f} MB",
+            at_most=True,
+        ),
+    ]
 
 
 if __name__ == "__main__":
