@@ -3,8 +3,8 @@
 On a CUDA GPU in 16 bits it is one call of FlashAttention's variable-length kernel, where a trial shows that this works.
 On a CPU in 16 bits it is matrix products and softmax by blocks that fit the cache: torch's fused attention takes two to
 four times as long there, and its softmax twice as long as an exponential and a sum, which do where scores are small.
-Otherwise it is torch's fused attention, one call a sequence; with a soft cap (Gemma-2), which that cannot do, the parts
-one by one.
+Otherwise it is torch's fused attention, one call a sequence; with a soft cap (Gemma-2), which that cannot do, and with
+dropout on a CPU, which it does slowly, the parts one by one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+from arena_distill.models.dropout import dropout_factors
 
 _CACHED_SCORES = 2_000_000  # attention scores that are made at once
 _hidden: dict[tuple[Any, ...], torch.Tensor] = {}  # by kind of attention, the largest that was needed
@@ -211,7 +213,7 @@ def _one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Bounds, see: Sight, dropout: float = 0.0
 ) -> torch.Tensor:
     """Every sequence by itself, with gradients; ``[heads, T, D]`` to ``[T, heads, D]``."""
-    if see.softcap is not None or _is_half_on_cpu(query):
+    if see.softcap is not None or _is_half_on_cpu(query) or (dropout and query.device.type == "cpu"):
         mixed: torch.Tensor = _PartByPart.apply(query, key, value, bounds, see, dropout)
         return mixed.transpose(0, 1)
     if len(key) < len(query):
@@ -263,7 +265,7 @@ class _PartByPart(torch.autograd.Function):
                     weights.unflatten(1, (-1, length)).add_(hidden[:length, : weights.shape[2]])
                 weights[:, :, length:] = float("-inf")
                 weights = weights.softmax(dim=-1)
-                drop = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
+                drop = dropout_factors(weights, dropout) if dropout else None
                 mixed = torch.bmm(weights if drop is None else weights * drop, v)
                 out[:, :, start:end] = mixed.unflatten(1, (-1, length))
                 kept += [k, v, weights, bent, drop]

@@ -19,6 +19,7 @@ from arena_distill.models.classifier import (
     load_tokenizer,
     token_types,
 )
+from arena_distill.models.dropout import quicken_dropout
 from arena_distill.models.label_tokens import LabelTokens, load_label_token_classifier
 from arena_distill.models.unpadded import without_padding
 from arena_distill.runtime.errors import InputError
@@ -108,6 +109,7 @@ def make_model(
         )
     if recipe.head != "lm":
         without_padding(model)
+    quicken_dropout(model)
     model.config.use_cache = False
     trainable, total = sum(p.numel() for p in model.parameters() if p.requires_grad), model.num_parameters()
     bits = "4 bits (NF4)" if recipe.base_bits == "nf4" else str(options["dtype"]).removeprefix("torch.")
