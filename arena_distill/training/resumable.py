@@ -56,6 +56,7 @@ def train_resumably(trainer: GroupedTrainer, work: Path, name: str) -> None:
     """
     args = trainer.args
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * process_count()
+    trainer.add_callback(_StopBeforeTheFirstStep())
     trainer.add_callback(ProgressReport(rows))
     if is_main_process():
         last_whole_checkpoint(work)  # removes torn ones
@@ -133,6 +134,15 @@ class _StopWhenDiverged(TrainerCallback):
             raise _diverged(self.name)
 
 
+class _StopBeforeTheFirstStep(TrainerCallback):
+    """There is nothing to save yet. Looks before the first sign of life: whoever saw that will see a step saved."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Has a signal come while the model was loaded?"""
+        if any_process(requested()):
+            interrupt()
+
+
 class _SaveAndStop(TrainerCallback):
     """When a signal has come, ends the run with the next checkpoint, and has it made at the end of the step.
 
@@ -143,11 +153,6 @@ class _SaveAndStop(TrainerCallback):
     def __init__(self, name: str) -> None:
         self.name = name
         self._stopping = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Before the first step there is nothing to save."""
-        if any_process(requested()):
-            interrupt()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Ask for a checkpoint, unless one comes anyway once the epoch or the run, which ends here, is evaluated."""
