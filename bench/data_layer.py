@@ -6,9 +6,9 @@
 
 Rows are synthetic: JSON lists of one or two turns, quotes and letters beyond ASCII in the text, one row in twenty asks
 an earlier prompt again. Every measurement is a process of its own, so that its peak memory (that of the interpreter and
-its libraries included) is its alone. pandas reads the file, parses each cell, compares prompts in lower case with
-single spaces, and deals distinct prompts out to folds by vote; it neither repairs nor locates what is wrong with a
-file, nor hashes rows, as ours does.
+its libraries included) is its alone; ours and pandas take turns. pandas reads the file, parses each cell, compares
+prompts in lower case with single spaces, and deals distinct prompts out to folds by vote; it neither repairs nor
+locates what is wrong with a file, nor hashes rows, as ours does.
 
 Equality: as many rows of each vote, as many distinct prompts, and no prompt in two folds.
 
@@ -24,14 +24,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Row, arguments, finish, peer_version, run_peer
+import numpy as np
+from common import Row, Timed, arguments, finish, measure, peer_version, run_peer
 from memory import peak_mb
 
 ROWS, QUICK_ROWS = 1_000_000, 10_000
 SPEED_TARGET, MEMORY_TARGET = 3.0, 2.0
+REPEATS = 3
 PART = 5  # the smaller file, to see how time and memory grow, has this share of the rows
 PROMPT_REPEATS = 20  # one row in this many asks an earlier prompt again
 BLOCK = 10_000  # rows written at a time
@@ -52,49 +56,53 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        result = compare(directory, count)
+        result = compare(directory, count, 1 if options.quick else REPEATS)
     result["pandas"]["version"] = peer_version("pandas")
     name = "data_layer" if count in (ROWS, QUICK_ROWS) else f"data_layer_{count}"
     finish(name, {"measured": result}, table(result), options.quick)
     return 0
 
 
-def compare(directory: Path, count: int) -> dict[str, Any]:
-    """Ours and pandas on a file and on a part of it."""
+def compare(directory: Path, count: int, repeats: int) -> dict[str, Any]:
+    """Ours and pandas on a file and on a part of it, taking turns: the first to touch memory pays for it."""
     result: dict[str, Any] = {"ours": {}, "pandas": {}}
     for rows in (count // PART, count):
         file = directory / f"{rows}.csv"
         print(f"writing {rows:,} rows …", flush=True)
         write_rows(file, rows)
         result["bytes_per_row"] = round(file.stat().st_size / rows)
-        result["ours"][str(rows)] = ours = measure_ours(file)
-        print(f"ours: {ours['seconds']['total']:.1f} s, {ours['peak_mb']:,.0f} MB", flush=True)
+        ways: dict[str, Callable[[], Timed]] = {"ours": partial(run_ours, file), "pandas": partial(run_pandas, file)}
         needed = result["pandas"].get(str(rows // PART), {}).get("peak_mb", 0) * PART
         if needed > FREE_SHARE * free_mb():
             result["pandas"][str(rows)] = f"would take about {needed / 1e3:.0f} GB"
-            rows = 2 * rows // PART
-            file = directory / f"{rows}.csv"
-            write_rows(file, rows)
-        result["pandas"][str(rows)] = theirs = measure_pandas(file)
-        print(f"pandas, {rows:,} rows: {theirs['seconds']['total']:.1f} s, {theirs['peak_mb']:,.0f} MB", flush=True)
-        for written in directory.glob("*.csv"):
-            if directory.name.startswith("tmp"):
-                written.unlink()
+            del ways["pandas"]
+        measured = measure(ways, repeats, warm_up=lambda: None)
+        for way, figures in measured.results.items():
+            result[way][str(rows)] = figures | {"total_seconds": [round(s, 3) for s in measured.seconds[way]]}
+        if len(ways) > 1:
+            result.setdefault("ratio", {})[str(rows)] = measured.ratios("pandas", "ours")
+        if directory.name.startswith("tmp"):
+            file.unlink()
     return result
 
 
-def measure_ours(file: Path) -> dict[str, Any]:
+def run_ours(file: Path) -> Timed:
+    """One run of ours in a process of its own."""
     command = [sys.executable, __file__, "--measure", str(file)]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, Any] = json.loads(child.stdout)
-    return figures
+    return _timed(child.stdout)
 
 
-def measure_pandas(file: Path) -> dict[str, Any]:
+def run_pandas(file: Path) -> Timed:
+    """One run of pandas in a process of its own."""
     out = file.with_suffix(".json")
     run_peer("peer_data_layer.py", file, out)
-    figures: dict[str, Any] = json.loads(out.read_text())
-    return figures
+    return _timed(out.read_text())
+
+
+def _timed(figures: str) -> Timed:
+    result: dict[str, Any] = json.loads(figures)
+    return Timed(result, result["seconds"]["total"])
 
 
 def free_mb() -> float:
@@ -104,8 +112,6 @@ def free_mb() -> float:
 
 def write_rows(file: Path, count: int) -> None:
     """Deterministic rows: JSON lists of one or two turns, quotes and non-ASCII letters in the text, one-hot votes."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     syllables = np.array([a + b for a in ("ka", "lo", "mé", "ру", "st", "wi") for b in ("n", "ra", "td", "e’s ", "x ")])
     text = "".join(syllables[rng.integers(len(syllables), size=200_000)])
@@ -135,7 +141,6 @@ def write_rows(file: Path, count: int) -> None:
 
 def stage(file: Path) -> dict[str, Any]:
     """Ours, in this process: seconds of each step, peak memory, and what came of it."""
-    import numpy as np
     import pyarrow as pa
 
     from arena_distill.data.folds import make_folds
@@ -182,11 +187,10 @@ def table(result: dict[str, Any]) -> list[Row]:
         Row(
             f"data layer, {compared:,} rows: time",
             "pandas",
-            theirs["seconds"]["total"] / ours["seconds"]["total"],
+            result["ratio"][str(compared)]["median"],
             SPEED_TARGET,
             equal,
-            f"{note}{theirs['seconds']['total']:.1f} s against {ours['seconds']['total']:.1f} s, "
-            f"{compared / ours['seconds']['total']:,.0f} rows/s; "
+            f"{note}{_seconds(theirs):.1f} s against {_seconds(ours):.1f} s, {compared / _seconds(ours):,.0f} rows/s; "
             f"{ours['distinct_prompts']:,} distinct prompts, {ours['prompts_in_two_folds']} in two folds",
         ),
         Row(
@@ -204,10 +208,14 @@ def table(result: dict[str, Any]) -> list[Row]:
             1.0,
             not large["prompts_in_two_folds"],
             f"{large['peak_mb'] / 1e3:.2f} GB and {small['peak_mb'] / 1e3:.2f} GB; "
-            f"{large['seconds']['total']:.1f} s and {small['seconds']['total']:.1f} s",
+            f"{_seconds(large):.1f} s and {_seconds(small):.1f} s",
             at_most=True,
         ),
     ]
+
+
+def _seconds(figures: dict[str, Any]) -> float:
+    return float(np.median(figures["total_seconds"]))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def compare(
             question,
             f"six passes by hand, batch {PLAIN_BATCH}",
             measured.ratio(PLAIN, "six views"),
-            None,
+            TARGET,
             apart[PLAIN] <= LOGIT_BOUND,
             f"in the order of the file, padded; logits within {apart[PLAIN]:.0e}",
         ),
