@@ -57,7 +57,7 @@ def training_arguments(work: Path, name: str, logs: Path, schedule: Schedule, **
         SettingsError: the settings exclude each other, or a package for them is missing.
     """
     if schedule.bf16 and not torch.cuda.is_available() and not has_bfloat16_products():
-        say("note: this CPU has no instructions for 16 bits: …_BF16=0 (or no --student-bf16) is faster")
+        say("note: 16 bits take longer than 32 on this CPU: …_BF16=0 (or no --student-bf16) is faster")
     # The Trainer would put TensorBoard's files among the checkpoints, which go when the model is published.
     os.environ[_TENSORBOARD] = _CHOSEN_TENSORBOARD_DIR or str(logs / "tensorboard" / name)
     try:
