@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Generator
 from contextlib import closing
@@ -162,6 +163,7 @@ class _Batch:
 
 
 def _read_rows(file: RawFile, summary: LoadSummary, labels: list[str]) -> Rows:
+    _use_system_allocator()
     if "id" not in file.columns:
         summary.note("no id column: ids are row numbers")
     converter = _Converter(file, labels)
@@ -176,6 +178,12 @@ def _read_rows(file: RawFile, summary: LoadSummary, labels: list[str]) -> Rows:
     table = pa.Table.from_batches(converted, SCHEMA)
     summary.rows_used = len(table)
     return table
+
+
+def _use_system_allocator() -> None:
+    """Have Arrow ask for small pages: its own allocator asks for huge ones, which a virtual machine is slow to give."""
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:  # then the user has chosen
+        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def _release_unused_memory() -> None:
