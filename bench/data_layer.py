@@ -35,7 +35,7 @@ from memory import peak_mb
 
 ROWS, QUICK_ROWS = 1_000_000, 10_000
 SPEED_TARGET, MEMORY_TARGET = 3.0, 2.0
-REPEATS = 3
+REPEATS = 2
 PART = 5  # the smaller file, to see how time and memory grow, has this share of the rows
 PROMPT_REPEATS = 20  # one row in this many asks an earlier prompt again
 BLOCK = 10_000  # rows written at a time

@@ -4,13 +4,15 @@
     python bench/growth.py --quick
 
 - Rows, 1,000 to 100,000: the data layer (load, de-duplicate, fold) as in data_layer.py; seconds and peak memory.
-- Length, 128 to 2,048 tokens: a student of 22M parameters scores rows that are all alike, in bfloat16, as many tokens
-  of each length; microseconds a token. Attention grows with the length, all else does not.
+- Length, 128 to 2,048 tokens: a student of 22M parameters scores rows that are all alike, as many tokens of each
+  length; microseconds a token. Attention grows with the length, all else does not.
 - Folds, 1 to 5: `main.py --mode student-train --cv-fold-idx K`, one fold after the other on one machine, with a tiny
   student; seconds until that many folds are done. A stand-in for job_distill.sh and step 5, whose folds are as
   independent of one another.
 - Processes, 1 to 2: two processes that share the batches of the same rows, each with one core, as shards of step 4 do;
   beside one process with one core, and one with two threads.
+
+Models compute in bfloat16, or in float32 where a CPU is faster so.
 
 Writes bench/results/growth_QUESTION.svg. Equality: shards give the very logits that one process gives.
 
@@ -106,14 +108,14 @@ def by_rows(directory: Path, quick: bool) -> Answer:
 
 def by_length(directory: Path, quick: bool) -> Answer:
     """Time of a token in rows of several lengths."""
-    from models import write_encoder
+    from models import fastest_dtype, write_encoder
     from texts import chat_rows, cut_rows
 
     from arena_distill.inference.judge import load_judge
 
     lengths = LENGTHS[:2] if quick else LENGTHS
     write_encoder(directory, layers=2 if quick else 6, positions=max(LENGTHS))
-    judge = load_judge(directory, max_length=max(LENGTHS), dtype="bfloat16")
+    judge = load_judge(directory, max_length=max(LENGTHS), dtype=fastest_dtype())
     judge.max_batch_tokens = 4096
     total = 2048 if quick else TOKENS
     ways, tokens = {}, {}
@@ -241,13 +243,14 @@ def shards(processes: int, threads: int, directory: Path) -> tuple[float, np.nda
 
 def score_shard(number: int, of: int, directory: Path, out: Path) -> int:
     """Every so manieth batch of the rows, when told to begin."""
+    from models import fastest_dtype
     from texts import chat_rows
 
     from arena_distill.data.batching import token_budget_batches
     from arena_distill.data.prompts import View, assemble, tokenize_rows
     from arena_distill.inference.judge import load_judge
 
-    judge = load_judge(directory, max_length=1024, dtype="bfloat16")
+    judge = load_judge(directory, max_length=1024, dtype=fastest_dtype())
     rows = chat_rows(json.loads((directory / "rows.json").read_text()), tokenizer=judge.tokenizer)
     sequences, _ = assemble(tokenize_rows(rows, judge.tokenizer), judge.layout, [View(judge.max_length)])
     batches = token_budget_batches(sequences.ids.lengths, 4096)

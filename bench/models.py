@@ -10,11 +10,17 @@ from texts import chat_rows, sample_texts
 
 from arena_distill.data.prompts import TextFormat, texts_of
 from arena_distill.models.classifier import load_tokenizer
+from arena_distill.models.instructions import has_bfloat16_products
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.tiny import TinySize, make_tiny_model
 
 CONTRAST = 4.0  # weights this many times BERT's initial ones: attention looks at something
 LOGIT_SPREAD = 0.5  # standard deviation of the logits
+
+
+def fastest_dtype() -> str:
+    """What matrix products are fastest in on this CPU."""
+    return "bfloat16" if has_bfloat16_products() else "float32"
 
 
 def write_encoder(

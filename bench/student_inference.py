@@ -211,6 +211,18 @@ def compared(
                 f"{speed[f'ours {quant}']:.1f} and {speed['ours bfloat16']:.1f} rows/s; expected loss {change:+.5f}",
             )
         )
+        exact = found["pipeline float32"]
+        lines.append(
+            Row(
+                f"student inference, {quant}",
+                f"{PEERS['pipeline'][0]}, fp32",
+                measured.ratio("pipeline float32", f"ours {quant}"),
+                None,
+                abs(change) <= LOG_LOSS_BOUND,
+                f"{speed[f'ours {quant}']:.1f} and {speed['pipeline float32']:.1f} rows/s; probabilities within "
+                f"{largest(np.exp(found[f'ours {quant}']), np.exp(exact)):.1e}",
+            )
+        )
     share, shares = matmul_share(measured, lengths)
     lines.append(share)
     return lines, {"differences": differences, "log_loss": loss, "expected_log_loss": expected, **shares}

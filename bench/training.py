@@ -4,8 +4,9 @@
     python bench/training.py --quick
 
 The student is a BERT of 22M parameters, all of which train; the teacher a small Llama with LoRA. Both ways have the
-same sequences (rows as long as real chats, cut at the length limit), rows a batch, learning rates, bfloat16 autocast
-and number of steps. Tokens of the rows are counted, not the padding. Tokenizing and loading do not count.
+same sequences (rows as long as real chats, cut at the length limit), rows a batch, learning rates, number of steps and
+precision: bfloat16 autocast, or float32 where a CPU is faster so. Tokens of the rows are counted, not the padding.
+Tokenizing and loading do not count.
 
 Equality, twice. Before the clock starts, both train three steps on one batch of the same rows, without dropout: the
 loss of every step must be within 0.5 %. Then, of the timed runs, the mean loss over the last third, which is one epoch
@@ -20,7 +21,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from texts import chat_rows, sample_texts
 
 from arena_distill.models.architecture import LINEAR_MODULES
 from arena_distill.models.classifier import load_tokenizer
+from arena_distill.models.instructions import has_bfloat16_products
 from arena_distill.models.quiet import quiet_libraries
 from arena_distill.models.tiny import NO_DROPOUT, TinySize, make_tiny_model
 from arena_distill.training.arguments import Schedule, training_arguments
@@ -62,7 +64,7 @@ class Case:
     warmup: float = 0.06
     weight_decay: float = 0.01
     seed: int = 0
-    bf16: bool = True
+    bf16: bool = field(default_factory=has_bfloat16_products)
 
     @property
     def recipe(self) -> Recipe:
@@ -285,8 +287,8 @@ def line_of(case: Case, result: dict[str, Any]) -> Row:
         result["ratio"]["median"],
         TARGET,
         alike and same_steps and result["difference_in_last_epoch"] <= LOSS_TOLERANCE,
-        f"{rate['ours']:,} against {rate['trainer']:,} tokens/s; random batches have "
-        f"{result['padding_of_random_batches']:.2f} times the tokens; loss of the epochs "
+        f"{rate['ours']:,} against {rate['trainer']:,} tokens/s in {'bf16' if result['recipe']['bf16'] else 'fp32'}; "
+        f"random batches have {result['padding_of_random_batches']:.2f} times the tokens; loss of the epochs "
         f"{losses['ours'][0]:.3f} to {losses['ours'][-1]:.3f} against "
         f"{losses['trainer'][0]:.3f} to {losses['trainer'][-1]:.3f}; of one shared batch "
         f"{100 * (shared['largest_difference'] or 0):.2f} % apart",
