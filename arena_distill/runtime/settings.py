@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from arena_distill.runtime.errors import SECRET_VARIABLES, SettingsError
+from arena_distill.runtime.interruption import checkpointing
 from arena_distill.runtime.stages import SCRIPT_VARIABLES, SETTINGS_CLASSES
 
 PROFILE_VARIABLE = "PROFILE"
@@ -79,7 +80,13 @@ def parse_settings(cls: type[Settings], argv: Iterable[str], *, program: str, de
     Raises:
         SettingsError: an unknown or malformed flag, variable or profile entry.
         SystemExit: after ``--help``.
+        Interrupted: a signal came meanwhile. It waits: raised inside, pydantic would take it for a value refused.
     """
+    with checkpointing():
+        return _parse(cls, argv, program, description)
+
+
+def _parse(cls: type[Settings], argv: Iterable[str], program: str, description: str) -> Settings:
     _refuse_unknown_variables(cls, os.environ, "environment")
     if profile := _profile_file():
         _refuse_unknown_variables(cls, _profile_entries(profile), str(profile))

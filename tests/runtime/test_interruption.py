@@ -58,6 +58,28 @@ def ending(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @SIGNALS
+def test_a_signal_waits_until_the_settings_are_read(number: int) -> None:
+    """Raised inside pydantic, it could pass for a value that does not match its pattern: exit code 2."""
+    main = """
+from typing import Annotated
+from pydantic import AfterValidator
+from arena_distill.runtime.settings import StageSettings, parse_settings
+def validate(value):
+    say("begun")
+    os.kill(os.getpid(), int(os.environ["NUMBER"]))
+    say("validated")
+    return value
+class Settings(StageSettings):
+    value: Annotated[int, AfterValidator(validate)]
+def main():
+    parse_settings(Settings, ["--value", "1"], program="x", description="")
+    say("went on")
+"""
+    with worker(main, NUMBER=str(int(number))) as process:
+        assert ending(process) == (EXIT_REQUEUE, "validated\n", LINE)
+
+
+@SIGNALS
 def test_a_signal_stops_at_once_and_tidies_up(number: int) -> None:
     main = """
 def main():
