@@ -1,4 +1,4 @@
-"""Memory of a process, for measurements that run in one of their own."""
+"""Memory of a process, for measurements that run in one of their own, peers' included."""
 
 from __future__ import annotations
 

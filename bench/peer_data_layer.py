@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
+from memory import peak_mb
 
 TEXTS = ["prompt", "response_a", "response_b"]
 VOTES = ["winner_model_a", "winner_model_b", "winner_tie"]
@@ -62,17 +63,6 @@ def folds(table: pd.DataFrame) -> pd.Series:
     """Fold of each row: prompts shuffled, and those with the same (first) vote dealt out in turn."""
     prompts = table.groupby("key", sort=False)["label"].first().sample(frac=1, random_state=SEED)
     return table["key"].map(prompts.groupby(prompts).cumcount() % FOLDS)
-
-
-def peak_mb() -> float:
-    """Highest resident set of this process; the kernel's own mark, as ``getrusage`` inherits the parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in status.open() if line.startswith("VmHWM"))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 if __name__ == "__main__":

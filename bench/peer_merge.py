@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from memory import peak_mb
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401  (loaded lazily otherwise)
 
@@ -24,17 +25,6 @@ def main() -> None:
         merged = PeftModel.from_pretrained(base, str(directory / "adapter")).merge_and_unload()
         merged.save_pretrained(directory / "peft", max_shard_size=file_bytes)
     out.write_text(json.dumps({"seconds": round(time.perf_counter() - started, 2), "peak_mb": peak_mb()}))
-
-
-def peak_mb() -> float:
-    """Highest resident set of this process; the kernel's own mark, as ``getrusage`` inherits the parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in status.open() if line.startswith("VmHWM"))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from arena_distill.models.classifier import (
     pad_batch,
     token_table_size,
 )
+from arena_distill.models.exact_head import is_head
 from arena_distill.models.int8_cpu import can_compute_int8, to_int8
 from arena_distill.models.label_tokens import LABEL_TOKENS_FILE
 from arena_distill.models.probe import check_probe
@@ -266,7 +267,7 @@ def _typical_rows() -> Rows:
 def _round_matrices(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Round the weights of the body's linear layers once, as autocast would for every batch anew."""
     for name, module in model.named_modules():
-        if type(module) is torch.nn.Linear and set(HEAD_MODULES).isdisjoint(name.split(".")):
+        if type(module) is torch.nn.Linear and not is_head(name):
             module.to(dtype)
 
 

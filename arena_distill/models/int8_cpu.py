@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arena_distill.models.classifier import HEAD_MODULES
+from arena_distill.models.exact_head import is_head
 
 FAMILIES = frozenset(("bert", "distilbert", "roberta", "xlm-roberta"))
 """``model_type`` of the encoders that this knows."""
@@ -159,7 +159,7 @@ class _Inputs:
 
 
 def _is_of_body(name: str, module: nn.Module) -> bool:
-    return type(module) is nn.Linear and set(HEAD_MODULES).isdisjoint(name.split("."))
+    return type(module) is nn.Linear and not is_head(name)
 
 
 def _feed_forward(body: Any, linear: dict[str, nn.Linear]) -> list[tuple[str, str, str]]:
